@@ -1,0 +1,58 @@
+# The front door. `make demo` and `make test` set up everything they need on a bare Debian 12 machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup
+KERNEL := src/eastwest/kernel
+
+PACKAGES := clang llvm gcc libc6-dev libbpf-dev libelf-dev zlib1g-dev bpftool python3-venv python3-dev \
+            iproute2 ethtool util-linux procps openvswitch-switch iperf3 tcpdump
+
+.PHONY: demo test lint setup lock wheel clean
+
+demo: setup
+	$(BIN)/python -m eastwest.lab.demo
+
+test: setup lint
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.packages $(SETUP) $(KERNEL)/.built
+
+# Only what is missing is installed; RUNLEVEL=1 keeps Debian from starting the services it brings.
+$(VENV)/.packages: Makefile
+	@mkdir -p $(VENV)
+	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(PACKAGES) 2>/dev/null | awk '/ok installed$$/ {print $$1}' | sort > $(VENV)/.have; \
+	  printf '%s\n' $(PACKAGES) | sort | comm -23 - $(VENV)/.have | tr '\n' ' '); \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" != 0 ]; then echo "missing Debian packages: $$missing; run as root: apt-get install $$missing" >&2; exit 1; fi; \
+	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; \
+	fi
+	@touch $@
+
+$(SETUP): requirements-dev.lock pyproject.toml $(VENV)/.packages
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements-dev.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(KERNEL)/.built: $(SETUP) setup.py $(KERNEL)/_libbpf_build.py $(wildcard $(KERNEL)/*.bpf.c $(KERNEL)/include/*.h)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+wheel: setup
+	rm -rf dist build
+	$(BIN)/python -m build --quiet --wheel --no-isolation
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel --quiet repair --wheel-dir dist dist/eastwest-*-linux_*.whl 2>/dev/null
+	rm dist/eastwest-*-linux_*.whl
+
+clean:
+	rm -rf $(VENV) build dist $(KERNEL)/.built $(KERNEL)/*.o $(KERNEL)/*.so
+
+lock: setup
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra server --group dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements-dev.lock

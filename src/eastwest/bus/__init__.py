@@ -1,0 +1,1 @@
+"""The bus: what travels between probe, server and collector, over NATS."""

@@ -1,0 +1,160 @@
+"""What the roles say to each other. Every subject, bucket and document is declared here.
+
+Durable messages go to the stream `EASTWEST`. Each carries the headers `Ew-Host`, `Ew-Boot` and
+`Ew-Sequence`; the three together number it for good, so that a repeat is refused however late it comes.
+
+    eastwest.flows.<host>      packed `meter.rows.FLOW_ROW` array
+    eastwest.totals.<host>     packed `meter.rows.TOTAL_ROW` array: accounts that changed since the last cut
+    eastwest.workloads.<host>  JSON list of `Workload`: those that changed
+
+A probe ends each drain with a totals message; whatever flows it counted have lower sequence numbers.
+State that only matters while it is fresh is a KV bucket entry; a question to a probe is a request.
+"""
+
+from typing import Literal
+
+import msgspec
+
+STREAM = "EASTWEST"
+FLOWS = "eastwest.flows"
+TOTALS = "eastwest.totals"
+WORKLOADS = "eastwest.workloads"
+
+HOST_HEADER = "Ew-Host"
+BOOT_HEADER = "Ew-Boot"
+SEQUENCE_HEADER = "Ew-Sequence"
+
+HOSTS_BUCKET = "eastwest-hosts"
+"""host name → `HostReport`, written by the probe after each drain."""
+
+FACTS_BUCKET = "eastwest-facts"
+"""label (decimal) → `Facts`, written by the manager, watched by the probes."""
+
+LABELS_BUCKET = "eastwest-labels"
+"""One key, `next`: the first label that no probe has leased, decimal; taken by compare-and-set."""
+
+TrafficClass = Literal["normal", "suspect"]
+
+
+def ledger_subject(host: str) -> str:
+    """Request subject on which the probe of `host` answers with a `ProbeLedger`."""
+    return f"eastwest.probe.{host}.ledger"
+
+
+class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a user says of a workload. None: not said."""
+
+    tenant: str | None = None
+    network: str | None = None
+    service: str | None = None
+    service_id: int | None = None
+    traffic_class: TrafficClass | None = msgspec.field(default=None, name="class")
+
+
+class Port(msgspec.Struct, frozen=True):
+    """A workload's port: its interface on the host side."""
+
+    name: str
+    ifindex: int
+    mac: str
+
+
+class Workload(msgspec.Struct, frozen=True):
+    """A workload, present or gone (`present`), with everything known of it. Times: unix ns."""
+
+    label: int
+    name: str
+    kind: str
+    host: str
+    tenant: str
+    network: str
+    service: str
+    service_id: int
+    traffic_class: TrafficClass
+    ports: list[Port]
+    addresses: list[str]
+    past_ports: list[str]
+    past_addresses: list[str]
+    cgroup: str
+    present: bool
+    first_seen: int
+    last_seen: int
+
+
+class HookCount(msgspec.Struct, frozen=True):
+    """What one hook counted since the boot, whoever it belonged to."""
+
+    hook: Literal["port", "cgroup"]
+    ingress_packets: int
+    ingress_bytes: int
+    egress_packets: int
+    egress_bytes: int
+
+
+class HostInterface(msgspec.Struct, frozen=True):
+    """An interface of the host's own, and what of its traffic no cgroup hook saw."""
+
+    name: str
+    ingress_packets: int
+    egress_packets: int
+    ingress_not_seen_by_cgroup: int
+    egress_not_seen_by_cgroup: int
+
+
+class ProgramCost(msgspec.Struct, frozen=True):
+    """One kernel program's cost in the last sample of one second."""
+
+    program: str
+    runs: int
+    ns_per_packet: float
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What the probe itself takes."""
+
+    cpu_percent: float
+    memory_bytes: int
+    programs: list[ProgramCost]
+    sampled_at: int
+
+
+class HostReport(msgspec.Struct, frozen=True):
+    """The state of one probe after a drain. Counters run since `boot`; times are unix ns."""
+
+    host: str
+    boot: int
+    cut: int
+    """Sequence of the totals message that ended this drain."""
+    time: int
+    started_at: int
+    version: str
+    interval_seconds: float
+    hooks: list[HookCount]
+    interfaces: list[HostInterface]
+    malformed: dict[str, int]
+    """Packets counted, but not parsed to the end, by reason."""
+    cost: Cost
+    problems: list[str]
+    """What the probe cannot do now, each with its remedy."""
+
+
+class PendingMessage(msgspec.Struct, frozen=True):
+    """A flows message that the stream has not acknowledged yet."""
+
+    sequence: int
+    packets: dict[int, int]
+
+
+class ProbeLedger(msgspec.Struct, frozen=True):
+    """A probe's side of the ledger, all as of the drain that ended with sequence `cut`."""
+
+    host: str
+    boot: int
+    cut: int
+    seen: dict[int, int]
+    """label → packets counted by the hooks."""
+    lost: dict[int, dict[str, int]]
+    """label → place → packets whose flow detail was lost there."""
+    held: int
+    """Packets (of label 0 until decided) in rows that wait for their workload to be known."""
+    outbox: list[PendingMessage]

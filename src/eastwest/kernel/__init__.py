@@ -1,0 +1,1 @@
+"""The only door to the kernel: BPF programs, the libbpf binding, record layouts, attaching."""
