@@ -19,6 +19,24 @@ enum traffic_class {
 	CLASS_SUSPECT = 1,
 };
 
+/* Why a packet was not read to its end. It is counted all the same. */
+enum malformed {
+	MALFORMED_NOT = 0,
+	MALFORMED_ETHERNET,	   /* shorter than its link header and tags */
+	MALFORMED_IPV4,		   /* shorter than its header, or a header that cannot be */
+	MALFORMED_IPV6,
+	MALFORMED_IPV6_EXTENSIONS, /* more extension headers than are followed */
+	MALFORMED_TRANSPORT,	   /* shorter than its transport header */
+	MALFORMED_LENGTH,	   /* states a length that cannot be */
+	MALFORMED_REASONS,
+};
+
+enum hook {
+	HOOK_PORT = 0,
+	HOOK_CGROUP,
+	HOOKS,
+};
+
 /*
  * One flow of one workload port or cgroup. IPv4 addresses are mapped into IPv6 (RFC 4291, 2.5.5.2); a
  * frame that is not IP has its MAC addresses in the last six bytes.
@@ -57,6 +75,44 @@ struct account {
 	__u64 suspect_egress_bytes;
 	__u64 flow_map_full_packets; /* counted above, but without flow detail */
 	__u64 flow_map_full_bytes;
+};
+
+/* What a port or a cgroup is to the hooks. Label 0: not known (yet). */
+struct source {
+	__u32 label;
+	__u32 account;
+	__u8 class;
+	__u8 pad[3];
+};
+
+/* Whatever a hook saw, whoever it belonged to. */
+struct hook_count {
+	__u64 ingress_packets;
+	__u64 ingress_bytes;
+	__u64 egress_packets;
+	__u64 egress_bytes;
+};
+
+/* An interface of the host's own: what it carried, and how much of that a cgroup hook saw. */
+struct interface_count {
+	__u64 ingress_packets;
+	__u64 egress_packets;
+	__u64 cgroup_ingress_packets;
+	__u64 cgroup_egress_packets;
+};
+
+/* Shared by all programs and kept over the probe's restarts. */
+struct meter_state {
+	__u64 boot;	  /* when these maps were made, unix ns: names this life of all counters */
+	__u32 generation; /* its lowest bit says which half of accounts and flows is written */
+	__u32 bindings;	  /* counts changes of labels on cgroups */
+};
+
+struct cgroup_event {
+	__u64 id;
+	__u32 removed;
+	__u32 length; /* of the path, with its NUL; PATH_MAX_SEEN where it was cut */
+	char path[512];
 };
 
 #endif

@@ -1,0 +1,229 @@
+"""A thin face on libbpf: objects, maps as numpy arrays, errors with their remedy."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eastwest.errors import KernelError, MissingFeature, MissingPrivilege
+from eastwest.kernel._libbpf import ffi, lib
+
+Array = NDArray[Any]
+
+BPF_ANY, BPF_NOEXIST = 0, 1
+ENOENT, E2BIG, EPERM, EINVAL, ENOSPC = 2, 7, 1, 22, 28
+_PER_CPU_TYPES = frozenset({5, 6, 10, 21})  # enum bpf_map_type: the PERCPU_* ones
+_log = ffi.new("char[65536]")
+
+
+def possible_cpus() -> int:
+    """How many copies a per-CPU value has."""
+    return int(lib.libbpf_num_possible_cpus())
+
+
+def error(what: str, errno: int) -> KernelError:
+    """The typed error for an errno that a bpf call gave."""
+    reason = os.strerror(errno)
+    if errno == EPERM:
+        return MissingPrivilege(f"{what}: {reason}", "needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", errno)
+    return KernelError(f"{what}: {reason}", errno=errno)
+
+
+def checked(result: int, what: str) -> int:
+    """A libbpf result, negative errno turned into an error."""
+    if result < 0:
+        raise error(what, -result)
+    return result
+
+
+class Map:
+    """One BPF map, read and written as numpy arrays of its key and value types."""
+
+    def __init__(self, name: str, fd: int, handle: Any) -> None:
+        self.name = name
+        self.fd = fd
+        self.key_size = int(lib.bpf_map__key_size(handle))
+        self.max_entries = int(lib.bpf_map__max_entries(handle))
+        size = int(lib.bpf_map__value_size(handle))
+        self.cpus = possible_cpus() if lib.bpf_map__type(handle) in _PER_CPU_TYPES else 1
+        # A per-CPU value is copied out in slots of eight bytes.
+        self.value_size = -(-size // 8) * 8 if self.cpus > 1 else size
+
+    def update(self, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
+        """Write one element; for a per-CPU map `value` holds one slot per CPU. Raises KernelError (EEXIST, E2BIG)."""
+        key_at = ffi.from_buffer(key) if self.key_size else ffi.NULL
+        checked(lib.bpf_map_update_elem(self.fd, key_at, ffi.from_buffer(value), flags), f"map {self.name}")
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """One element's value (all CPUs), None where there is none."""
+        value = bytearray(self.value_size * self.cpus)
+        result = lib.bpf_map_lookup_elem(self.fd, ffi.from_buffer(key), ffi.from_buffer(value))
+        if result == -ENOENT:
+            return None
+        checked(result, f"map {self.name}")
+        return bytes(value)
+
+    def delete(self, key: bytes) -> bool:
+        """Remove one element; False where there was none."""
+        result = lib.bpf_map_delete_elem(self.fd, ffi.from_buffer(key))
+        if result == -ENOENT:
+            return False
+        checked(result, f"map {self.name}")
+        return True
+
+    def push(self, value: bytes) -> None:
+        """Put a value on a stack."""
+        self.update(b"", value)
+
+    def pop(self) -> bytes | None:
+        """Take a value off a stack, None where it is empty."""
+        value = bytearray(self.value_size)
+        result = lib.bpf_map_lookup_and_delete_elem(self.fd, ffi.NULL, ffi.from_buffer(value))
+        if result == -ENOENT:
+            return None
+        checked(result, f"map {self.name}")
+        return bytes(value)
+
+    def read(self, key_type: np.dtype[Any], value_type: np.dtype[Any]) -> tuple[Array, Array]:
+        """All elements: keys (n,), values (n,), or (n, cpus) where they are per CPU.
+
+        Exact only if nobody adds or removes elements meanwhile.
+        """
+        room = self.max_entries + 1
+        keys = np.empty(room, key_type)
+        values = np.empty((room, self.cpus) if self.cpus > 1 else room, value_type)
+        if key_type.itemsize != self.key_size or value_type.itemsize != self.value_size:
+            raise KernelError(f"map {self.name} does not hold what was asked for")
+        count, step = 0, ffi.new("__u32 *")
+        batch, started = ffi.new("char[64]"), False
+        while True:
+            step[0] = room - count
+            result = lib.bpf_map_lookup_batch(
+                self.fd,
+                batch if started else ffi.NULL,
+                batch,
+                ffi.from_buffer(keys[count:].view(np.uint8)),
+                ffi.from_buffer(values[count:].view(np.uint8)),
+                step,
+                ffi.NULL,
+            )
+            started = True
+            if result not in (0, -ENOENT):
+                checked(result, f"map {self.name}")
+            count += step[0]
+            if result == -ENOENT or not step[0]:
+                return keys[:count], values[:count]
+
+    def delete_many(self, keys: Array) -> None:
+        """Remove these keys. Raises KernelError (ENOENT) where one is not there."""
+        if len(keys):
+            step = ffi.new("__u32 *", len(keys))
+            data = ffi.from_buffer(np.ascontiguousarray(keys).view(np.uint8))
+            checked(lib.bpf_map_delete_batch(self.fd, data, step, ffi.NULL), f"map {self.name}")
+
+
+class Object:
+    """One compiled BPF object: opened, told its sizes and tunables, loaded, closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.maps: dict[str, Map] = {}
+        self._links: list[Any] = []
+        lib.east_capture_log(_log, ffi.sizeof(_log))
+        self._object = lib.bpf_object__open_file(str(path).encode(), ffi.NULL)
+        if not self._object:
+            raise KernelError(f"cannot open {path}: {_last_message()}")
+
+    def _handles(self) -> Iterator[tuple[str, Any]]:
+        handle = lib.bpf_object__next_map(self._object, ffi.NULL)
+        while handle:
+            yield ffi.string(lib.bpf_map__name(handle)).decode(), handle
+            handle = lib.bpf_object__next_map(self._object, handle)
+
+    def _programs(self) -> Iterator[tuple[str, Any]]:
+        handle = lib.bpf_object__next_program(self._object, ffi.NULL)
+        while handle:
+            yield ffi.string(lib.bpf_program__name(handle)).decode(), handle
+            handle = lib.bpf_object__next_program(self._object, handle)
+
+    def resize(self, entries: dict[str, int]) -> None:
+        """Set the sizes of maps before loading."""
+        for name, handle in self._handles():
+            if name in entries:
+                checked(lib.bpf_map__set_max_entries(handle, entries[name]), f"map {name}")
+
+    def set_tunables(self, value: bytes) -> None:
+        """Fill the object's `const volatile` struct of tunables before loading."""
+        for name, handle in self._handles():
+            if name.endswith(".rodata"):
+                size = int(lib.bpf_map__value_size(handle))
+                data = value.ljust(size, b"\0")
+                checked(lib.bpf_map__set_initial_value(handle, ffi.from_buffer(data), size), "tunables")
+
+    def pin_maps(self, directory: Path) -> None:
+        """Have every map but the constants pinned in `directory`; those already there are taken over at load."""
+        for name, handle in self._handles():
+            if "." not in name:
+                checked(lib.bpf_map__set_pin_path(handle, str(directory / name).encode()), f"map {name}")
+
+    def keep_programs(self, names: set[str]) -> None:
+        """Load only these programs."""
+        for name, handle in self._programs():
+            checked(lib.bpf_program__set_autoload(handle, name in names), f"program {name}")
+
+    def load(self) -> None:
+        """Hand everything to the kernel. Raises MissingPrivilege or KernelError with the line that matters."""
+        lib.east_capture_log(_log, ffi.sizeof(_log))
+        result = lib.bpf_object__load(self._object)
+        if result == -EPERM:
+            raise error(f"cannot load {self.path.name}", EPERM)
+        if result < 0:
+            raise MissingFeature(
+                f"the kernel refuses {self.path.name}: {_last_message()}",
+                "run eastwest doctor to see what this kernel lacks",
+                -result,
+            )
+        self.maps = {name: Map(name, lib.bpf_map__fd(handle), handle) for name, handle in self._handles()}
+
+    def program(self, name: str) -> int:
+        """A loaded program's descriptor."""
+        for found, handle in self._programs():
+            if found == name:
+                return checked(lib.bpf_program__fd(handle), f"program {name}")
+        raise KernelError(f"{self.path.name} has no program {name}")
+
+    def attach(self, name: str) -> None:
+        """Attach a program where its section says, until the object is closed or the process ends."""
+        for found, handle in self._programs():
+            if found == name:
+                link = lib.bpf_program__attach(handle)
+                if not link:
+                    raise error(f"cannot attach {name}", ffi.errno)
+                self._links.append(link)
+
+    def close(self) -> None:
+        """Release every descriptor."""
+        for link in self._links:
+            lib.bpf_link__destroy(link)
+        self._links.clear()
+        if self._object:
+            lib.bpf_object__close(self._object)
+            self._object = ffi.NULL
+
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None) -> None:
+        self.close()
+
+
+def _last_message() -> str:
+    """The line of libbpf's log that says most: the verifier's last words, else its last line."""
+    lines = [line.strip() for line in ffi.string(_log).decode(errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if "libbpf" not in line and "processed" not in line]
+    return (telling or lines or ["no reason given"])[-1]
