@@ -24,6 +24,9 @@ HOST_HEADER = "Ew-Host"
 BOOT_HEADER = "Ew-Boot"
 SEQUENCE_HEADER = "Ew-Sequence"
 
+MAX_MESSAGE_BYTES = 8 << 20
+"""The largest message that the bus takes."""
+
 HOSTS_BUCKET = "eastwest-hosts"
 """host name → `HostReport`, written by the probe after each drain."""
 

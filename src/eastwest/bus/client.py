@@ -1,0 +1,308 @@
+"""The one client of the bus: durable messages, buckets, questions and answers over nats-server.
+
+The connection belongs to a task of its own which opens a fresh one whenever the last is lost, for ever. So
+a role may start before nats-server, outlive it, and meet it again with an empty disk: what a call needs
+(the stream, a bucket) is created by whoever comes first. A call waits for the connection as long as its
+timeout allows and then raises BusError; nothing is buffered here, so a caller knows what has been stored.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext, api
+
+from eastwest.bus.bucket import Bucket
+from eastwest.bus.messages import (
+    BOOT_HEADER,
+    FLOWS,
+    HOST_HEADER,
+    MAX_MESSAGE_BYTES,
+    SEQUENCE_HEADER,
+    STREAM,
+    TOTALS,
+    WORKLOADS,
+)
+from eastwest.errors import BusError, ConfigError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Answer = Callable[[bytes], Awaitable[bytes]]
+
+_FAILURES = (OSError, TimeoutError, nats.errors.Error)
+_MAX_BYTES_EXCEEDED = 10077
+_RETRY_SECONDS = 0.5
+
+
+class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where the bus is. `password_file` is read at every connection; without `user` none is sent."""
+
+    url: str = "nats://127.0.0.1:4222"
+    user: str = ""
+    password_file: Path | None = None
+    timeout_seconds: float = 5.0
+    stream_max_bytes: int = 2 << 30
+    """What the stream may hold while the server does not store; then publishing is refused."""
+
+
+class Bus:
+    """A connection to the bus that comes back by itself. Enter it before use."""
+
+    def __init__(self, config: BusConfig) -> None:
+        self._config = config
+        self._client: Client | None = None
+        self._connected = asyncio.Event()
+        self._answers: dict[str, Answer] = {}
+        self._created: set[str] = set()
+        self._problem = "not connected yet"
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._password()
+        self._task = asyncio.create_task(self._stay_connected(), name="bus")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    @property
+    def connected(self) -> bool:
+        return self._connected.is_set()
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a call may take."""
+        return self._config.timeout_seconds
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no connection now; None while there is one."""
+        return None if self.connected else self._unreachable(self._problem)
+
+    async def publish(self, subject: str, payload: bytes, *, host: str, boot: int, sequence: int) -> None:
+        """Put one numbered message into the stream; returns when it is on the server's disk.
+
+        Raises BusError when it is not known to be there; publishing it again is then right and harmless.
+        """
+        headers = {
+            HOST_HEADER: host,
+            BOOT_HEADER: str(boot),
+            SEQUENCE_HEADER: str(sequence),
+            api.Header.MSG_ID: f"{host}/{boot}/{sequence}",
+        }
+
+        async def send(client: Client) -> None:
+            await self.create_stream(client)
+            await client.jetstream(timeout=self.timeout).publish(
+                subject, payload, stream=STREAM, headers=dict(headers)
+            )
+
+        await self.call(f"publish {len(payload)} bytes on {subject}", send)
+
+    def bucket(self, name: str) -> Bucket:
+        """A key-value bucket; created at its first use."""
+        return Bucket(self, name)
+
+    async def request(self, subject: str, payload: bytes, timeout: float) -> bytes:  # noqa: ASYNC109
+        """Ask whoever serves `subject`. Raises BusError if nobody does, or not within `timeout` seconds."""
+
+        async def ask(client: Client) -> bytes:
+            return bytes((await client.request(subject, payload, timeout=timeout)).data)
+
+        return await self.call(f"request {subject}", ask, wait=timeout)
+
+    async def serve(self, subject: str, answer: Answer) -> None:
+        """Answer every request on `subject`, now and after every reconnection, until the bus is left."""
+        self._answers[subject] = answer
+        if self._client is not None and self.connected:
+            await self._subscribe(self._client, subject)
+
+    async def connection(self, wait: float | None = None) -> Client:
+        """The client now connected. Raises BusError if there is none within `wait` seconds."""
+        try:
+            await asyncio.wait_for(self._connected.wait(), self.timeout if wait is None else wait)
+        except TimeoutError:
+            raise BusError(*self._unreachable_parts(self._problem)) from None
+        assert self._client is not None
+        return self._client
+
+    async def call(self, what: str, action: Callable[[Client], Awaitable[T]], wait: float | None = None) -> T:
+        """Run `action` on the connection; whatever the bus answers instead of success becomes a BusError."""
+        client = await self.connection(wait)
+        try:
+            return await _unless_closed(client, action(client))
+        except nats.js.errors.NoStreamResponseError:
+            # The stream has vanished under us (its disk was emptied): the next call creates it again.
+            self._created.clear()
+            raise BusError(f"cannot {what}: its stream does not exist", "try again") from None
+        except nats.errors.NoRespondersError:
+            raise BusError(f"cannot {what}: nobody answers", "see that the other role is running") from None
+        except nats.js.errors.APIError as error:
+            if isinstance(error, nats.js.errors.NotFoundError):
+                self._created.clear()
+            raise _refusal(what, error) from error
+        except nats.errors.MaxPayloadError:
+            raise BusError(f"cannot {what}: more than a message may hold", "send less at once") from None
+        except _FAILURES as error:
+            raise BusError(
+                f"cannot {what}: {_text(error)}", f"see that nats-server at {self._config.url} is running"
+            ) from error
+
+    async def create_stream(self, client: Client) -> None:
+        """Create the stream of durable messages unless it exists."""
+        await self.create_once(
+            client.jetstream(timeout=self.timeout),
+            api.StreamConfig(
+                name=STREAM,
+                subjects=[f"{FLOWS}.>", f"{TOTALS}.>", f"{WORKLOADS}.>"],
+                # What is in the stream is what is not stored yet; a message goes when it is acknowledged.
+                retention=api.RetentionPolicy.WORK_QUEUE,
+                storage=api.StorageType.FILE,
+                # Full: refuse the new, which the probe still has, rather than drop the old, which nobody has.
+                discard=api.DiscardPolicy.NEW,
+                max_bytes=self._config.stream_max_bytes,
+                max_msg_size=MAX_MESSAGE_BYTES,
+                allow_direct=True,
+            ),
+        )
+
+    async def create_once(self, jetstream: JetStreamContext, config: api.StreamConfig) -> None:
+        """Create a stream unless it exists, whatever its settings."""
+        assert config.name is not None
+        if config.name in self._created:
+            return
+        try:
+            await jetstream.stream_info(config.name)
+        except nats.js.errors.NotFoundError:
+            try:
+                await jetstream.add_stream(config)
+            except nats.js.errors.BadRequestError:
+                # Another role was faster, with other settings; should it be anything else, this says so.
+                await jetstream.stream_info(config.name)
+        self._created.add(config.name)
+
+    async def _stay_connected(self) -> None:
+        while True:
+            client, closed = Client(), asyncio.Event()
+            try:
+                await self._connect(client, closed)
+                self._client = client
+                for subject in self._answers:
+                    await self._subscribe(client, subject)
+                self._connected.set()
+                log.info("connected to nats-server at %s", self._config.url)
+                await closed.wait()
+                self._lost(client.last_error)
+            except _FAILURES as error:
+                self._lost(error)
+            except ConfigError as error:
+                self._lost(error)
+            finally:
+                self._connected.clear()
+                await _close(client)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _connect(self, client: Client, closed: asyncio.Event) -> None:
+        async def on_closed() -> None:
+            # Set the other first: who waits for a connection must not be given this one.
+            self._connected.clear()
+            closed.set()
+
+        await client.connect(
+            self._config.url,
+            user=self._config.user or None,
+            password=self._password(),
+            inbox_prefix=f"_INBOX_{self._config.user or 'any'}",
+            name=f"eastwest {self._config.user}".strip(),
+            allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            connect_timeout=2,
+            ping_interval=5,
+            error_cb=_note,
+            closed_cb=on_closed,
+            pending_size=4 * MAX_MESSAGE_BYTES,
+        )
+
+    async def _subscribe(self, client: Client, subject: str) -> None:
+        answer = self._answers[subject]
+
+        async def on_request(message: Msg) -> None:
+            reply = await answer(bytes(message.data))
+            with suppress(nats.errors.Error):  # a requester who has gone misses nothing
+                await message.respond(reply)
+
+        await client.subscribe(subject, cb=on_request)
+
+    def _password(self) -> str | None:
+        path = self._config.password_file
+        if path is None:
+            return None
+        try:
+            return path.read_text().strip()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the bus password file {path}: {error.strerror}",
+                "give password_file a file that this user can read",
+            ) from error
+
+    def _lost(self, error: BaseException | None) -> None:
+        text = _text(error) if error is not None else "connection closed"
+        if text != self._problem:
+            log.warning("%s", self._unreachable(text))
+        self._problem = text
+
+    def _unreachable(self, problem: str) -> str:
+        return "; ".join(self._unreachable_parts(problem))
+
+    def _unreachable_parts(self, problem: str) -> tuple[str, str]:
+        what = f"no connection to nats-server at {self._config.url} ({problem})"
+        return what, "start it, or correct the bus url, user and password_file"
+
+
+async def _unless_closed(client: Client, action: Awaitable[T]) -> T:
+    """Await `action`, but not beyond the connection: nats-py leaves its requests waiting for a timeout."""
+    task = asyncio.ensure_future(action)
+    try:
+        while not task.done():
+            await asyncio.wait((task,), timeout=0.25)
+            if client.is_closed and not task.done():
+                raise nats.errors.ConnectionClosedError
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def _close(client: Client) -> None:
+    with suppress(*_FAILURES):
+        await client.close()
+
+
+async def _note(error: Exception) -> None:
+    log.debug("bus: %s", _text(error))
+
+
+def _text(error: BaseException) -> str:
+    return str(error).removeprefix("nats: ") or type(error).__name__
+
+
+def _refusal(what: str, error: nats.js.errors.APIError) -> BusError:
+    if error.err_code == _MAX_BYTES_EXCEEDED:
+        remedy = "it holds what is not stored yet: see that the server runs, or raise stream_max_bytes"
+        return BusError(f"cannot {what}: the stream is full", remedy)
+    return BusError(f"cannot {what}: {error.description}", "see the log of nats-server (is its disk full?)")
