@@ -1,4 +1,4 @@
-"""Declares the part of libbpf that eastwest calls, for cffi to bind in API mode (the C compiler checks it)."""
+"""Declares the part of libbpf that eastwest calls; cffi binds it in API mode: the C compiler checks it."""
 
 import cffi
 
@@ -94,6 +94,11 @@ struct btf_member *east_btf_members(const struct btf_type *t);
 struct btf_array *east_btf_array(const struct btf_type *t);
 struct btf_enum *east_btf_enum(const struct btf_type *t);
 
+/* the host */
+int setns(int fd, int nstype);
+int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
+int umount2(const char *target, int flags);
+
 /* messages */
 void east_capture_log(char *buffer, size_t size);
 """)
@@ -101,8 +106,13 @@ void east_capture_log(char *buffer, size_t size);
 ffi.set_source(
     "eastwest.kernel._libbpf",
     r"""
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
     #include <stdarg.h>
     #include <stdio.h>
+    #include <sched.h>
+    #include <sys/mount.h>
     #include <bpf/bpf.h>
     #include <bpf/btf.h>
     #include <bpf/libbpf.h>

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -54,7 +53,7 @@ class Map:
         self.value_size = -(-size // 8) * 8 if self.cpus > 1 else size
 
     def update(self, key: bytes, value: bytes, flags: int = BPF_ANY) -> None:
-        """Write one element; for a per-CPU map `value` holds one slot per CPU. Raises KernelError (EEXIST, E2BIG)."""
+        """Write one element; per CPU, `value` has a slot for each. KernelError: EEXIST, E2BIG."""
         key_at = ffi.from_buffer(key) if self.key_size else ffi.NULL
         checked(lib.bpf_map_update_elem(self.fd, key_at, ffi.from_buffer(value), flags), f"map {self.name}")
 
@@ -165,7 +164,7 @@ class Object:
                 checked(lib.bpf_map__set_initial_value(handle, ffi.from_buffer(data), size), "tunables")
 
     def pin_maps(self, directory: Path) -> None:
-        """Have every map but the constants pinned in `directory`; those already there are taken over at load."""
+        """Have every map but the constants pinned in `directory`; those already there are adopted at load."""
         for name, handle in self._handles():
             if "." not in name:
                 checked(lib.bpf_map__set_pin_path(handle, str(directory / name).encode()), f"map {name}")
@@ -176,7 +175,7 @@ class Object:
             checked(lib.bpf_program__set_autoload(handle, name in names), f"program {name}")
 
     def load(self) -> None:
-        """Hand everything to the kernel. Raises MissingPrivilege or KernelError with the line that matters."""
+        """Hand everything to the kernel. Raises MissingPrivilege, or KernelError with its last word."""
         lib.east_capture_log(_log, ffi.sizeof(_log))
         result = lib.bpf_object__load(self._object)
         if result == -EPERM:
@@ -214,11 +213,10 @@ class Object:
             lib.bpf_object__close(self._object)
             self._object = ffi.NULL
 
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -226,4 +224,4 @@ def _last_message() -> str:
     """The line of libbpf's log that says most: the verifier's last words, else its last line."""
     lines = [line.strip() for line in ffi.string(_log).decode(errors="replace").splitlines() if line.strip()]
     telling = [line for line in lines if "libbpf" not in line and "processed" not in line]
-    return (telling or lines or ["no reason given"])[-1]
+    return str((telling or lines or ["no reason given"])[-1])

@@ -109,7 +109,7 @@ static __always_inline void count(struct __sk_buff *skb, __u32 hook, const struc
 
 	if (!s)
 		return;
-	half = s->generation & 1;
+	half = *(volatile __u64 *)&s->generation & 1; /* read once: all of a packet goes to one half */
 	p->key.account = source ? source->account : 0;
 	p->key.class = source ? source->class : CLASS_NORMAL;
 	count_hook(hook, half, p->key.direction, packets, bytes);

@@ -33,7 +33,7 @@ def _named(name: str, kind: int) -> Any:
 
 
 def _string(offset: int) -> str:
-    return ffi.string(lib.btf__name_by_offset(_btf(), offset)).decode()
+    return str(ffi.string(lib.btf__name_by_offset(_btf(), offset)).decode())
 
 
 def _kind(t: Any) -> int:

@@ -1,6 +1,6 @@
 """Selectors: how a person names workloads, `tenant=a,service=web*`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -29,12 +29,12 @@ class Selector:
             conditions.append((key, value))
         return cls(tuple(conditions))
 
-    def matches(self, workload: Mapping[str, str | int | Iterable[str]]) -> bool:
+    def matches(self, workload: Mapping[str, str | int | list[str]]) -> bool:
         """Whether a workload, given by these keys, is selected; for a list (port) any member may match."""
         return all(_holds(workload.get(key, ""), pattern) for key, pattern in self.conditions)
 
 
-def _holds(value: str | int | Iterable[str], pattern: str) -> bool:
+def _holds(value: str | int | list[str], pattern: str) -> bool:
     if isinstance(value, (str, int)):
         return _like(str(value), pattern)
     return any(_like(item, pattern) for item in value)

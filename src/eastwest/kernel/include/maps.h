@@ -5,10 +5,6 @@
 
 #include "parse.h"
 
-enum {
-	CGROUP_DEPTH_MAX = 32,
-};
-
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -37,7 +33,7 @@ struct {
 	__type(value, struct source);
 } port_sources SEC(".maps");
 
-/* cgroup id: of a workload, of a cgroup below one (a copy of its source), or of one nobody knows yet */
+/* cgroup id, of the very cgroup a socket is in */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
@@ -89,39 +85,18 @@ struct {
 } interfaces SEC(".maps");
 
 /*
- * First packet of a cgroup: copy the source of its nearest labelled ancestor, or open an account under its
- * own id, to be booked once the probe knows whose it is. Returns NULL where there is no account left.
+ * First packet of a cgroup: open an account under its own id. The probe books it to the nearest workload at
+ * or above the cgroup, so a packet costs the same however deep its cgroup lies. NULL: no account is left.
  */
-static __noinline struct source *adopt_cgroup(struct __sk_buff *skb, __u64 id)
+static __noinline struct source *open_cgroup(__u64 id)
 {
-	struct meter_state *s = bpf_map_lookup_elem(&state, &(__u32){0});
-	struct source found = {};
-	__u32 bindings;
-	bool opened = false;
+	struct source fresh = {};
 
-	if (!s)
+	if (bpf_map_pop_elem(&free_accounts, &fresh.account))
 		return NULL;
-	bindings = *(volatile __u32 *)&s->bindings;
-	for (int level = 0; level < CGROUP_DEPTH_MAX; level++) {
-		__u64 ancestor = bpf_skb_ancestor_cgroup_id(skb, level);
-		struct source *source;
-
-		if (!ancestor || ancestor == id)
-			break;
-		source = bpf_map_lookup_elem(&cgroup_sources, &ancestor);
-		if (source && source->label)
-			found = *source;
-	}
-	if (!found.label) {
-		if (bpf_map_pop_elem(&free_accounts, &found.account))
-			return NULL;
-		opened = true;
-	}
-	if (bpf_map_update_elem(&cgroup_sources, &id, &found, BPF_NOEXIST) && opened)
-		bpf_map_push_elem(&free_accounts, &found.account, 0);
-	/* A label bound on an ancestor since we looked: the copy may be stale, look again next time. */
-	if (!opened && *(volatile __u32 *)&s->bindings != bindings)
-		bpf_map_delete_elem(&cgroup_sources, &id);
+	/* Another CPU, or whom we interrupted, may have been first: then theirs is used. */
+	if (bpf_map_update_elem(&cgroup_sources, &id, &fresh, BPF_NOEXIST))
+		bpf_map_push_elem(&free_accounts, &fresh.account, 0);
 	return bpf_map_lookup_elem(&cgroup_sources, &id);
 }
 
@@ -130,7 +105,7 @@ static __always_inline struct source *cgroup_source(struct __sk_buff *skb)
 	__u64 id = bpf_skb_cgroup_id(skb);
 	struct source *source = bpf_map_lookup_elem(&cgroup_sources, &id);
 
-	return source ? source : adopt_cgroup(skb, id);
+	return source ? source : open_cgroup(id);
 }
 
 #endif

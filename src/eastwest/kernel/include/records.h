@@ -104,8 +104,7 @@ struct interface_count {
 /* Shared by all programs and kept over the probe's restarts. */
 struct meter_state {
 	__u64 boot;	  /* when these maps were made, unix ns: names this life of all counters */
-	__u32 generation; /* its lowest bit says which half of accounts and flows is written */
-	__u32 bindings;	  /* counts changes of labels on cgroups */
+	__u64 generation; /* its lowest bit says which half of accounts and flows is written */
 };
 
 struct cgroup_event {

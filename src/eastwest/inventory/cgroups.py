@@ -1,0 +1,132 @@
+"""Cgroups as they come and go: kernel events, and a scan where events were missed or are not to be had."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from eastwest.errors import KernelError
+from eastwest.inventory.model import Found
+from eastwest.kernel.events import RingBuffer
+from eastwest.kernel.libbpf import Object
+from eastwest.kernel.records import CGROUPS_OBJECT, record
+
+log = logging.getLogger(__name__)
+
+
+class Cgroups:
+    """The cgroups below `root`: id → path from the root, `/` for the root itself."""
+
+    def __init__(
+        self, mount: Path, root: Path, patterns: tuple[str, ...], changed: Callable[[], None]
+    ) -> None:
+        self._mount = mount
+        self._root = root
+        self._prefix = "/" + str(root.relative_to(mount)).strip(".")
+        self._patterns = patterns
+        self._changed = changed
+        self._paths: dict[int, str] = {}
+        self._removed: dict[int, float] = {}
+        self._object: Object | None = None
+        self._ring: RingBuffer | None = None
+        self.problem: str | None = None
+
+    async def __aenter__(self) -> "Cgroups":
+        try:
+            self._listen()
+        except KernelError as e:
+            self.problem = f"no cgroup events ({e}): new cgroups are found by scanning only"
+            log.warning(self.problem)
+        self.scan()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._ring:
+            asyncio.get_running_loop().remove_reader(self._ring.fd)
+            self._ring.close()
+        if self._object:
+            self._object.close()
+
+    def _listen(self) -> None:
+        self._object = Object(CGROUPS_OBJECT)
+        self._object.load()
+        self._ring = RingBuffer(self._object.maps["cgroup_events"], self._event)
+        asyncio.get_running_loop().add_reader(self._ring.fd, self._consume)
+        self._object.attach("cgroup_made")
+        self._object.attach("cgroup_removed")
+
+    def _consume(self) -> None:
+        assert self._ring is not None
+        self._ring.consume()
+        self._changed()
+
+    def _event(self, data: bytes) -> None:
+        event = np.frombuffer(data, record("cgroup_event"))[0]
+        text = bytes(event["path"])[: max(int(event["length"]) - 1, 0)]
+        path = self._below_root(text.decode(errors="replace"))
+        if path is None:
+            return
+        number = int(event["id"])
+        if event["removed"]:
+            self._remove(number)
+        else:
+            self._paths[number] = path
+
+    def _remove(self, number: int) -> None:
+        # Its path stays for a while: its sockets, and what they have sent, may outlive it.
+        if number in self._paths:
+            self._removed.setdefault(number, time.monotonic())
+
+    def _below_root(self, path: str) -> str | None:
+        prefix = self._prefix.rstrip("/")
+        if path == prefix or path.startswith(prefix + "/"):
+            return path[len(prefix) :] or "/"
+        return None
+
+    def scan(self) -> None:
+        """Compare with the file system; right also where an event was missed. A cgroup's id is its inode."""
+        paths: dict[int, str] = {}
+        for directory, names, _ in os.walk(self._root):
+            try:
+                inode = Path(directory).stat().st_ino
+            except FileNotFoundError:
+                names.clear()
+                continue
+            paths[inode] = directory.removeprefix(str(self._root)) or "/"
+        for number in self._paths.keys() - paths.keys():
+            self._remove(number)
+        if paths.keys() - self._paths.keys():
+            self._paths |= paths
+            self._changed()
+
+    def workloads(self) -> dict[int, Found]:
+        """Every cgroup there is that is a workload: id → what was found."""
+        present = {number: path for number, path in self._paths.items() if number not in self._removed}
+        return {number: found for number, path in present.items() if (found := self._found(path))}
+
+    def knows(self, cgroup: int) -> bool:
+        """Whether a cgroup is there, or was removed not long ago."""
+        return cgroup in self._paths
+
+    def removed_before(self, moment: float) -> set[int]:
+        """Cgroups that were removed before `moment` (monotonic seconds); they are forgotten with this."""
+        old = {number for number, when in self._removed.items() if when < moment}
+        for number in old:
+            del self._removed[number], self._paths[number]
+        return old
+
+    def owner(self, cgroup: int) -> Found | None:
+        """The nearest workload at or above a cgroup; None: there is none, or the cgroup is not known."""
+        path = PurePosixPath(self._paths.get(cgroup, "/"))
+        return next((found for one in (path, *path.parents) if (found := self._found(str(one)))), None)
+
+    def _found(self, path: str) -> Found | None:
+        name = PurePosixPath(path).name
+        if not any(fnmatchcase(name, pattern) for pattern in self._patterns):
+            return None
+        return Found(f"cgroup:{path}", "cgroup", PurePosixPath(name).stem, path)

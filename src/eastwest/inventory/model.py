@@ -1,0 +1,23 @@
+"""What discovery finds."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Found:
+    """A workload as its source knows it. `identity` is the same whenever the workload comes back."""
+
+    identity: str
+    kind: str
+    name: str
+    cgroup: str = ""
+
+
+@dataclass(frozen=True)
+class HostPort:
+    """The host's end of a workload's network interface; owner None: not known yet."""
+
+    ifindex: int
+    name: str
+    mac: str
+    owner: Found | None = None

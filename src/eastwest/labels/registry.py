@@ -1,0 +1,205 @@
+"""Labels and their history: which number each workload of this host has, for good.
+
+Numbers come in blocks that no two probes can lease (a compare-and-set on the bus), so a label is unique in
+the whole fleet and never given twice. A workload that comes back under the same identity has its old one.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from eastwest.bus.messages import Facts, Port, TrafficClass, Workload
+from eastwest.errors import BusError
+from eastwest.inventory.model import Found
+from eastwest.labels.rules import Rule, merge
+
+BLOCK = 1024
+"""Labels in one lease."""
+
+_KEY = "next"
+_ADDRESSES_KEPT = 64
+_FRESH = 3600 * 10**9
+
+
+class Memory(Protocol):
+    """Where the registry keeps what must last."""
+
+    def number(self, name: str) -> int: ...
+    def set_number(self, name: str, value: int) -> None: ...
+    def workloads(self) -> list[tuple[str, int, bytes]]: ...
+    def keep_workload(self, identity: str, label: int, history: bytes) -> None: ...
+
+
+class Bucket(Protocol):
+    """The bucket of leases, as the bus has it."""
+
+    async def get(self, key: str) -> tuple[bytes, int] | None: ...
+    async def create_or_update(self, key: str, value: bytes, revision: int | None) -> bool: ...
+
+
+class History(msgspec.Struct):
+    """What is remembered of a workload. Addresses and ports: when each was last seen, unix ns."""
+
+    identity: str
+    label: int
+    kind: str
+    name: str
+    cgroup: str
+    first_seen: int
+    last_seen: int
+    present: bool = True
+    ports: list[Port] = msgspec.field(default_factory=list)
+    past_ports: list[str] = msgspec.field(default_factory=list)
+    addresses: dict[str, int] = msgspec.field(default_factory=dict)
+    said: Facts = msgspec.field(default_factory=Facts)
+
+
+class Registry:
+    """Every workload this host ever had; `changed` ones wait to be told to the fleet."""
+
+    def __init__(self, host: str, rules: list[Rule], memory: Memory) -> None:
+        self._host = host
+        self._rules = rules
+        self._memory = memory
+        self._by_label: dict[int, History] = {}
+        self._by_identity: dict[str, History] = {}
+        self._changed: set[int] = set()
+        for _, label, data in memory.workloads():
+            self._add(msgspec.json.decode(data, type=History), label)
+
+    def _add(self, history: History, label: int) -> None:
+        self._by_label[label] = self._by_identity[history.identity] = history
+        self._changed.add(label)
+
+    # -- labels --------------------------------------------------------------------------------------------
+
+    @property
+    def labels_left(self) -> int:
+        return self._memory.number("label_end") - self._memory.number("label_next")
+
+    async def lease(self, bucket: Bucket) -> None:
+        """Get another block of labels. Raises BusError where the bus cannot be asked."""
+        for _ in range(100):
+            entry = await bucket.get(_KEY)
+            first = int(entry[0]) if entry else 1
+            if first + BLOCK > 1 << 32:
+                raise BusError("all 4294967295 labels are given", "start a new fleet with an empty bus")
+            if await bucket.create_or_update(_KEY, str(first + BLOCK).encode(), entry[1] if entry else None):
+                self._memory.set_number("label_end", first + BLOCK)
+                self._memory.set_number("label_next", first)
+                return
+        raise BusError("other probes took every block of labels that this one asked for", "it tries again")
+
+    def label(self, found: Found) -> int | None:
+        """The workload's label, a new one where it has none; None where none is left to give."""
+        history = self._by_identity.get(found.identity)
+        if history is None:
+            number = self._memory.number("label_next")
+            if number >= self._memory.number("label_end"):
+                return None
+            self._memory.set_number("label_next", number + 1)
+            now = time.time_ns()
+            history = History(found.identity, number, found.kind, found.name, found.cgroup, now, now)
+            self._add(history, number)
+            self._keep(history)
+        return history.label
+
+    # -- what is known -------------------------------------------------------------------------------------
+
+    def observe(self, present: dict[str, list[Port]], now: int) -> None:
+        """Take over which workloads are there, by identity, and with which ports."""
+        for identity, history in self._by_identity.items():
+            ports = sorted(present.get(identity, []), key=lambda port: port.name)
+            if history.present == (identity in present) and history.ports == ports:
+                continue
+            names = {port.name for port in ports}
+            gone = [port.name for port in history.ports if port.name not in names]
+            past = [name for name in history.past_ports if name not in names and name not in gone]
+            history.past_ports = past + gone
+            history.present, history.ports, history.last_seen = identity in present, ports, now
+            self._keep(history)
+
+    def saw_addresses(self, label: int, addresses: Iterable[str], now: int) -> None:
+        """Note addresses that a workload sent from."""
+        history = self._by_label.get(label)
+        if history is None:
+            return
+        history.last_seen = now
+        for address in addresses:
+            is_new = address not in history.addresses
+            if is_new and len(history.addresses) >= _ADDRESSES_KEPT:
+                del history.addresses[min(history.addresses, key=lambda a: history.addresses[a])]
+            history.addresses[address] = now
+            if is_new:
+                self._keep(history)
+
+    def say(self, label: int, facts: Facts) -> None:
+        """Take over what a user said of a label."""
+        history = self._by_label.get(label)
+        if history and history.said != facts:
+            history.said = facts
+            self._keep(history)
+
+    def save_all(self) -> None:
+        """Write every history again."""
+        for history in self._by_label.values():
+            self._keep(history)
+
+    def _keep(self, history: History) -> None:
+        self._changed.add(history.label)
+        self._memory.keep_workload(history.identity, history.label, msgspec.json.encode(history))
+
+    def _facts(self, history: History) -> Facts:
+        seen: dict[str, str | int | list[str]] = {
+            "label": history.label,
+            "name": history.name,
+            "kind": history.kind,
+            "host": self._host,
+            "port": [port.name for port in history.ports],
+        }
+        matching = [rule.facts for rule in self._rules if rule.selector.matches(seen)]
+        return merge([*matching, history.said])
+
+    def traffic_class(self, label: int) -> TrafficClass:
+        """The class of all of a label's traffic."""
+        history = self._by_label.get(label)
+        return (self._facts(history).traffic_class if history else None) or "normal"
+
+    def workload(self, label: int) -> Workload:
+        """What the fleet is told of a label."""
+        history = self._by_label[label]
+        facts = self._facts(history)
+        fresh = [
+            a
+            for a, seen in history.addresses.items()
+            if history.present and history.last_seen - seen < _FRESH
+        ]
+        return Workload(
+            label=label,
+            name=history.name,
+            kind=history.kind,
+            host=self._host,
+            tenant=facts.tenant or "",
+            network=facts.network or "",
+            service=facts.service or "",
+            service_id=facts.service_id or 0,
+            traffic_class=facts.traffic_class or "normal",
+            ports=history.ports,
+            addresses=fresh,
+            past_ports=history.past_ports,
+            past_addresses=[a for a in history.addresses if a not in fresh],
+            cgroup=history.cgroup,
+            present=history.present,
+            first_seen=history.first_seen,
+            last_seen=history.last_seen,
+        )
+
+    def changed(self) -> list[Workload]:
+        """Workloads that are not as `told` says the fleet knows them."""
+        return [self.workload(label) for label in sorted(self._changed)]
+
+    def told(self) -> None:
+        """What `changed` gave is on its way."""
+        self._changed.clear()

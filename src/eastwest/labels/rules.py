@@ -1,0 +1,48 @@
+"""Rules of the TOML file: what a user says of every workload that a selector matches."""
+
+import msgspec
+
+from eastwest.bus.messages import Facts, TrafficClass
+from eastwest.errors import ConfigError, EastwestError
+from eastwest.labels.selector import Selector
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One `[[rule]]`: workloads that `match` selects get these facts; a later rule wins over an earlier."""
+
+    match: str
+    tenant: str | None = None
+    network: str | None = None
+    service: str | None = None
+    service_id: int | None = None
+    traffic_class: TrafficClass | None = msgspec.field(default=None, name="class")
+
+    def __post_init__(self) -> None:
+        try:
+            Selector.parse(self.match)
+        except EastwestError as e:
+            raise ConfigError(f"rule with match = '{self.match}': {e.what}", e.remedy) from None
+
+    @property
+    def selector(self) -> Selector:
+        return Selector.parse(self.match)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(
+            tenant=self.tenant,
+            network=self.network,
+            service=self.service,
+            service_id=self.service_id,
+            traffic_class=self.traffic_class,
+        )
+
+
+def merge(facts: list[Facts]) -> Facts:
+    """What remains when each says over those before it."""
+    said: dict[str, object] = {}
+    for one in facts:
+        said |= {f: v for f in one.__struct_fields__ if (v := getattr(one, f)) is not None}
+    return msgspec.convert(
+        {("class" if key == "traffic_class" else key): value for key, value in said.items()}, Facts
+    )

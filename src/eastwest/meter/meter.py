@@ -1,0 +1,232 @@
+"""Loads the meter, attaches it, and tells it whose each port and cgroup is.
+
+Maps and links are pinned: counting goes on without the probe, and the next one takes everything over.
+"""
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from eastwest.errors import ConfigError, KernelError
+from eastwest.kernel import attach
+from eastwest.kernel.libbpf import BPF_NOEXIST, Map, Object
+from eastwest.kernel.netns import cookie, inside
+from eastwest.kernel.records import METER_OBJECT, enumeration, record
+from eastwest.meter.config import MeterConfig
+
+_FIRST = bytes(4)
+_PROGRAMS = (
+    "port_ingress",
+    "port_egress",
+    "cgroup_ingress",
+    "cgroup_egress",
+    "interface_ingress",
+    "interface_egress",
+)
+
+
+class Source(NamedTuple):
+    """What a hook knows of a port or cgroup; label 0: not known."""
+
+    label: int
+    account: int
+    suspect: bool = False
+
+    def pack(self) -> bytes:
+        traffic_class = enumeration("traffic_class")["CLASS_SUSPECT" if self.suspect else "CLASS_NORMAL"]
+        return np.array((self.label, self.account, traffic_class, b""), record("source")).tobytes()
+
+    @classmethod
+    def unpack(cls, row: Any) -> Self:
+        return cls(int(row["label"]), int(row["account"]), bool(row["class"]))
+
+
+def cgroup_mount() -> Path:
+    """Where cgroup v2 is mounted. Raises ConfigError where it is not."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, target, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(target)
+    raise ConfigError("cgroup v2 is not mounted", "mount it: mount -t cgroup2 none /sys/fs/cgroup")
+
+
+class Meter:
+    """The kernel side of counting. `pins` is the directory of its own BPF file system."""
+
+    def __init__(self, config: MeterConfig, pins: Path) -> None:
+        self._config = config
+        self._pins = pins
+        self._object = Object(METER_OBJECT)
+        self._lock = threading.Lock()
+        self.tcx = True
+        self.adopted = False
+        """Whether counters of an earlier probe were taken over."""
+        self.boot = 0
+
+    def __enter__(self) -> Self:
+        attach.mount_bpffs(self._pins)
+        try:
+            self._load()
+            self._attach_cgroups()
+            for name in self._config.host_interfaces:
+                self._attach_interface(name)
+        except BaseException:
+            self._object.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._object.close()
+
+    def _load(self) -> None:
+        config = self._config
+        sizes = dict.fromkeys(("port_sources", "cgroup_sources", "free_accounts"), config.accounts)
+        sizes["accounts"] = config.accounts * 2
+        sizes |= dict.fromkeys(("flows_even", "flows_odd"), config.flow_entries)
+        self._object.resize(sizes)
+        tunables = np.array([cookie(config.netns), bool(config.host_interfaces)], "<u8")
+        self._object.set_tunables(tunables.tobytes())
+        self._object.pin_maps(self._pins)
+        try:
+            self._object.load()
+        except KernelError as e:
+            if (self._pins / "state").exists() and e.errno != 1:
+                e.args = (f"{e}; if sizes or version changed: run eastwest down, then up again",)
+            raise
+        has_tcx = attach.has_tcx(self.program("port_ingress"))
+        self.tcx = config.attach == "tcx" or (config.attach == "auto" and has_tcx)
+        self.adopted = bool(self.state()["boot"])
+        if not self.adopted:
+            self._start_boot()
+        self.boot = int(self.state()["boot"])
+
+    def _start_boot(self) -> None:
+        while self.map("free_accounts").pop() is not None:
+            pass
+        for account in range(self._config.accounts - 1, 0, -1):
+            self.map("free_accounts").push(account.to_bytes(4, "little"))
+        self.write_state(boot=time.time_ns())
+
+    def program(self, name: str) -> int:
+        return self._object.program(name)
+
+    def programs(self) -> dict[str, int]:
+        """Name → descriptor of every program, for measuring what they cost."""
+        return {name: self.program(name) for name in _PROGRAMS}
+
+    def map(self, name: str) -> Map:
+        return self._object.maps[name]
+
+    def state(self) -> Any:
+        """The current `meter_state` record."""
+        value = self.map("state").lookup(_FIRST)
+        assert value is not None
+        return np.frombuffer(value, record("meter_state"))[0]
+
+    def write_state(self, **fields: int) -> None:
+        """Change fields of `meter_state`; the probe is its only writer, from more than one thread."""
+        with self._lock:
+            state = self.state().copy()
+            for name, value in fields.items():
+                state[name] = value
+            self.map("state").update(_FIRST, state.tobytes())
+
+    # -- hooks ---------------------------------------------------------------------------------------------
+
+    def _attach_cgroups(self) -> None:
+        root = attach.open_cgroup(self._config.cgroup_root or cgroup_mount())
+        try:
+            for name, kind in (
+                ("cgroup_ingress", attach.CGROUP_INGRESS),
+                ("cgroup_egress", attach.CGROUP_EGRESS),
+            ):
+                attach.pinned_link(self._pins / name, self.program(name), root, kind)
+        finally:
+            os.close(root)
+
+    def _attach_interface(self, name: str) -> None:
+        try:
+            with inside(self._config.netns):
+                ifindex = socket.if_nametoindex(name)
+        except OSError:
+            raise ConfigError(f"host_interfaces: there is no interface {name}", "see ip link") from None
+        key = ifindex.to_bytes(4, "little")
+        interfaces = self.map("interfaces")
+        if interfaces.lookup(key) is None:
+            interfaces.update(key, bytes(interfaces.value_size * interfaces.cpus))
+        self._attach(ifindex, "interface")
+
+    def _attach(self, ifindex: int, kind: str) -> bool:
+        """Attach both directions; True where both links were there already."""
+        taken_over = True
+        with inside(self._config.netns):
+            for direction, point in (("ingress", attach.TCX_INGRESS), ("egress", attach.TCX_EGRESS)):
+                program = self.program(f"{kind}_{direction}")
+                if not self.tcx:
+                    attach.clsact_filter(program, ifindex, direction == "egress")
+                    continue
+                pin = self._pins / f"{kind}-{ifindex}-{direction}"
+                taken_over &= attach.pinned_link(pin, program, ifindex, point)
+        return taken_over and self.tcx
+
+    def attach_port(self, ifindex: int) -> bool:
+        """Start counting at a port; call `set_port` first. True where a pinned link already did."""
+        return self._attach(ifindex, "port")
+
+    def detach_port(self, ifindex: int) -> None:
+        """Stop counting at a port, there or gone."""
+        self.map("port_sources").delete(ifindex.to_bytes(4, "little"))
+        for direction in ("ingress", "egress"):
+            (self._pins / f"port-{ifindex}-{direction}").unlink(missing_ok=True)
+        if not self.tcx:
+            with inside(self._config.netns):
+                attach.remove_clsact_filters(ifindex)
+
+    # -- whose -----------------------------------------------------------------------------------------------
+
+    def open_account(self) -> int:
+        """Take a free account, 0 where none is left."""
+        account = self.map("free_accounts").pop()
+        return int.from_bytes(account, "little") if account else 0
+
+    def free_account(self, account: int) -> None:
+        """Give an account back, its counters at zero; nothing may count in it any more."""
+        accounts = self.map("accounts")
+        for half in (0, 1):
+            key = (account * 2 + half).to_bytes(4, "little")
+            accounts.update(key, bytes(accounts.value_size * accounts.cpus))
+        self.map("free_accounts").push(account.to_bytes(4, "little"))
+
+    def set_port(self, ifindex: int, source: Source) -> None:
+        self.map("port_sources").update(ifindex.to_bytes(4, "little"), source.pack())
+
+    def port_sources(self) -> dict[int, Source]:
+        """ifindex → source."""
+        keys, values = self.map("port_sources").read(np.dtype("<u4"), record("source"))
+        return {int(key): Source.unpack(value) for key, value in zip(keys, values, strict=True)}
+
+    def add_cgroup(self, cgroup: int, source: Source) -> bool:
+        """Enter a cgroup; False where the kernel was first and opened an account for it."""
+        try:
+            self.map("cgroup_sources").update(cgroup.to_bytes(8, "little"), source.pack(), BPF_NOEXIST)
+        except KernelError as e:
+            if e.errno == 17:
+                return False
+            raise
+        return True
+
+    def set_cgroup(self, cgroup: int, source: Source) -> None:
+        self.map("cgroup_sources").update(cgroup.to_bytes(8, "little"), source.pack())
+
+    def remove_cgroup(self, cgroup: int) -> None:
+        self.map("cgroup_sources").delete(cgroup.to_bytes(8, "little"))
+
+    def cgroup_sources(self) -> dict[int, Source]:
+        """cgroup id → source."""
+        keys, values = self.map("cgroup_sources").read(np.dtype("<u8"), record("source"))
+        return {int(key): Source.unpack(value) for key, value in zip(keys, values, strict=True)}

@@ -1,0 +1,166 @@
+"""Turns cuts into numbered messages in the outbox, each cut in one transaction."""
+
+import logging
+import time
+from collections.abc import Iterable
+from ipaddress import IPv6Address
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from eastwest.bus.messages import FLOWS, TOTALS, WORKLOADS
+from eastwest.kernel.records import enumeration
+from eastwest.labels.registry import Registry
+from eastwest.meter.accounts import Accounts, Held
+from eastwest.meter.drain import Counters, Cut, Drain, Flows
+from eastwest.meter.rows import FLOW_ROW, sum_by_label
+from eastwest.probe.booking import Booking, Tally
+from eastwest.probe.config import ProbeConfig
+from eastwest.probe.journal import Journal, Outgoing
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_MESSAGE = 4096
+_ETHERTYPE_LOWEST = 1500
+
+
+class Cutter:
+    """Everything between the kernel's idle half and the outbox. One task drives it."""
+
+    def __init__(
+        self,
+        *,
+        config: ProbeConfig,
+        boot: int,
+        drain: Drain,
+        accounts: Accounts,
+        booking: Booking,
+        registry: Registry,
+        journal: Journal,
+    ) -> None:
+        self._config = config
+        self._boot = boot
+        self._drain = drain
+        self._accounts = accounts
+        self._booking = booking
+        self._registry = registry
+        self._journal = journal
+        self._waiting: Flows | None = None
+        self._lost = False
+        self.held = _read_held(journal)
+        self.hooks: Counters | None = None
+        self.sequence = journal.number("cut")
+        """Of the message that ended the last cut."""
+        self.ledger: dict[int, Tally] = {}
+        """label → what was seen and lost, as of that cut."""
+        self.time = 0
+
+    def adopt(self) -> None:
+        """Go on where the probe before this one stopped, between whichever two steps that was."""
+        drained = self._journal.number("drained")
+        self._booking.reconcile()
+        if self._drain.generation > drained:
+            # It flipped, and stopped before this was safe. Totals follow with the first cut.
+            self._record(self._drain.idle_flows())
+        self._drain.clear(self._drain.idle_flows())
+
+    def cut(self) -> Cut | None:
+        """Flip and read; None where an earlier cut could not be written yet. Blocks: call in a thread."""
+        return None if self._waiting else self._drain.cut()
+
+    def record(self, cut: Cut | None) -> None:
+        """Put a cut into the outbox. Raises StoreError: then what it read waits for the next call."""
+        self._booking.reconcile()
+        if cut:
+            self.time = time.time_ns()
+            self.hooks = cut.hooks
+            self._accounts.update(cut.accounts, self.time)
+            self._waiting = cut.flows
+            self._lost = self._journal.outbox_bytes() > self._config.outbox_max_bytes
+            if self._lost:
+                self._accounts.lose(cut.flows)
+        if self._waiting:
+            self._record(self._waiting, totals=True)
+            self._drain.clear(self._waiting)
+            self._waiting = None
+            self._booking.after_cut()
+
+    def _record(self, flows: Flows, totals: bool = False) -> None:
+        offset = time.time_ns() - time.monotonic_ns()
+        fresh = Held.none() if self._lost else self._accounts.rows(flows, offset)
+        ready, held = self._accounts.release(
+            Held(
+                np.concatenate((self.held.rows, fresh.rows)),
+                np.concatenate((self.held.accounts, fresh.accounts)),
+            )
+        )
+        with self._journal.transaction():
+            self._note_addresses(ready)
+            for start in range(0, len(ready), ROWS_PER_MESSAGE):
+                rows = ready[start : start + ROWS_PER_MESSAGE]
+                self._send(FLOWS, rows.tobytes(), sum_by_label(rows))
+            if totals:
+                self._booking.keep_losses()
+                self._send_state()
+            self._journal.hold([held.rows.tobytes(), held.accounts.tobytes()] if len(held.rows) else [])
+            self._journal.set_number("drained", flows.generation + 1)
+        self.held = held
+        if totals:
+            self._accounts.sent()
+            self._registry.told()
+            self.sequence = self._journal.number("cut")
+            self.ledger = self._booking.ledger()
+
+    def _send_state(self) -> None:
+        workloads = self._registry.changed()
+        if workloads:
+            self._send(WORKLOADS, msgspec.json.encode(workloads), {})
+        changed = self._accounts.changed_totals()
+        if len(changed):
+            self._send(TOTALS, changed.tobytes(), {})
+        self._journal.set_number("cut", self._journal.number("sequence"))
+
+    def _send(self, kind: str, payload: bytes, packets: dict[int, int]) -> int:
+        sequence = self._journal.take("sequence")
+        subject = f"{kind}.{self._config.host}"
+        self._journal.send(Outgoing(self._boot, sequence, subject, payload, packets))
+        return sequence
+
+    def _note_addresses(self, rows: NDArray[Any]) -> None:
+        """Addresses that workloads sent from, found without looking at rows one by one."""
+        egress = enumeration("direction")["DIRECTION_EGRESS"]
+        sent = rows[
+            (rows["direction"] == egress) & (rows["label"] != 0) & (rows["protocol"] < _ETHERTYPE_LOWEST)
+        ]
+        pairs = np.unique(sent[["label", "src"]].astype([("label", "<u4"), ("src", "V16")]))
+        for label in np.unique(pairs["label"]):
+            addresses = _addresses(pairs["src"][pairs["label"] == label])
+            self._registry.saw_addresses(int(label), addresses, self.time)
+
+
+def _addresses(raw: Iterable[Any]) -> list[str]:
+    parsed = (IPv6Address(bytes(one)) for one in raw)
+    return [str(one.ipv4_mapped or one) for one in parsed]
+
+
+def _read_held(journal: Journal) -> Held:
+    blobs = journal.held()
+    if not blobs:
+        return Held.none()
+    return Held(np.frombuffer(blobs[0], FLOW_ROW).copy(), np.frombuffer(blobs[1], np.uint32).copy())
+
+
+def close_boot(journal: Journal, host: str, boot: int) -> None:
+    """The kernel's counters of a boot are gone: what was still held goes out under label 0."""
+    held = _read_held(journal)
+    with journal.transaction():
+        if len(held.rows):
+            held.rows["label"] = 0
+            sequence = journal.take("sequence")
+            packets = sum_by_label(held.rows)
+            journal.send(Outgoing(boot, sequence, f"{FLOWS}.{host}", held.rows.tobytes(), packets))
+        journal.hold([])
+        journal.drop_accounts()
+        journal.set_number("drained", 0)

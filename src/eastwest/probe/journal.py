@@ -1,0 +1,180 @@
+"""The probe's memory on disk: what must be right after a kill -9 at any moment.
+
+One SQLite database. A cut is one transaction: rows, totals, numbers and decisions of a generation are all
+there or not at all, and only then is the generation forgotten in the kernel.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import msgspec
+
+from eastwest.errors import StoreError
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS outbox (
+    boot INTEGER, sequence INTEGER, subject TEXT NOT NULL, payload BLOB NOT NULL, packets BLOB NOT NULL,
+    PRIMARY KEY (boot, sequence));
+CREATE TABLE IF NOT EXISTS held (id INTEGER PRIMARY KEY, rows BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS accounts (
+    account INTEGER PRIMARY KEY, serial INTEGER NOT NULL, label INTEGER NOT NULL, decided INTEGER NOT NULL,
+    port TEXT NOT NULL, ifindex INTEGER NOT NULL, cgroup INTEGER NOT NULL, first_seen INTEGER NOT NULL,
+    lost_packets INTEGER NOT NULL, lost_bytes INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS retired (label INTEGER PRIMARY KEY, seen INTEGER NOT NULL, lost BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS workloads (
+    identity TEXT PRIMARY KEY, label INTEGER UNIQUE NOT NULL, history BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Outgoing(NamedTuple):
+    """A numbered message on its way to the stream; `packets`: label → packets in its flow rows."""
+
+    boot: int
+    sequence: int
+    subject: str
+    payload: bytes
+    packets: dict[int, int]
+
+
+class AccountRow(NamedTuple):
+    """One open account. Exactly one of ifindex and cgroup is not 0."""
+
+    account: int
+    serial: int
+    label: int
+    decided: bool
+    port: str
+    ifindex: int
+    cgroup: int
+    first_seen: int
+    lost_packets: int = 0
+    lost_bytes: int = 0
+
+
+class Journal:
+    """The database at `path`. Its methods raise StoreError where the disk refuses."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._numbers: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            # A power cut loses what the kernel lost as well; a crash of the probe loses nothing.
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;" + _SCHEMA)
+        except (OSError, sqlite3.Error) as e:
+            raise StoreError(f"cannot open {self._path}: {e}", "choose a writable state_dir") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing of what the body writes."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as e:
+            raise StoreError(f"cannot write {self._path}: {e}", "make room on its disk") from None
+
+    def number(self, name: str) -> int:
+        if name not in self._numbers:
+            row = self._db.execute("SELECT value FROM numbers WHERE name = ?", (name,)).fetchone()
+            self._numbers[name] = int(row[0]) if row else 0
+        return self._numbers[name]
+
+    def set_number(self, name: str, value: int) -> None:
+        # Not undone with a transaction: a number that was given must not be given again.
+        self._numbers[name] = value
+        self._db.execute("INSERT OR REPLACE INTO numbers VALUES (?, ?)", (name, value))
+
+    def take(self, name: str) -> int:
+        """The next number of a series that starts at 1; kept for good once the transaction is."""
+        value = self.number(name) + 1
+        self.set_number(name, value)
+        return value
+
+    # -- messages ------------------------------------------------------------------------------------------
+
+    def send(self, message: Outgoing) -> None:
+        packets = msgspec.json.encode(message.packets)
+        self._db.execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?)", (*message[:4], packets))
+
+    def outgoing(self) -> Outgoing | None:
+        """The oldest message that is not acknowledged."""
+        row = self._db.execute("SELECT * FROM outbox ORDER BY boot, sequence LIMIT 1").fetchone()
+        return Outgoing._make((*row[:4], msgspec.json.decode(row[4], type=dict[int, int]))) if row else None
+
+    def sent(self, message: Outgoing) -> None:
+        with self.transaction():
+            key = (message.boot, message.sequence)
+            self._db.execute("DELETE FROM outbox WHERE boot = ? AND sequence = ?", key)
+
+    def unsent(self, boot: int) -> list[tuple[int, dict[int, int]]]:
+        """Sequence and packets by label of each flows message not acknowledged."""
+        rows = self._db.execute(
+            "SELECT sequence, packets FROM outbox WHERE boot = ? AND packets != '{}'", (boot,)
+        )
+        return [(sequence, msgspec.json.decode(packets, type=dict[int, int])) for sequence, packets in rows]
+
+    def outbox_bytes(self) -> int:
+        row = self._db.execute("SELECT coalesce(sum(length(payload)), 0) FROM outbox").fetchone()
+        return int(row[0])
+
+    # -- rows that wait for a label ------------------------------------------------------------------------
+
+    def held(self) -> list[bytes]:
+        return [row[0] for row in self._db.execute("SELECT rows FROM held ORDER BY id")]
+
+    def hold(self, rows: list[bytes]) -> None:
+        """Replace all that is held."""
+        self._db.execute("DELETE FROM held")
+        self._db.executemany("INSERT INTO held (rows) VALUES (?)", [(one,) for one in rows])
+
+    # -- accounts ------------------------------------------------------------------------------------------
+
+    def accounts(self) -> list[AccountRow]:
+        return [
+            AccountRow._make((*row[:3], bool(row[3]), *row[4:]))
+            for row in self._db.execute("SELECT * FROM accounts")
+        ]
+
+    def keep_account(self, row: AccountRow) -> None:
+        self._db.execute("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+
+    def drop_account(self, account: int) -> None:
+        self._db.execute("DELETE FROM accounts WHERE account = ?", (account,))
+
+    def drop_accounts(self) -> None:
+        """Forget all of a boot's accounts, open and retired."""
+        self._db.execute("DELETE FROM accounts")
+        self._db.execute("DELETE FROM retired")
+
+    def retired(self) -> list[tuple[int, int, bytes]]:
+        """label, packets seen, losses (JSON) in accounts of this boot that were given back."""
+        return list(self._db.execute("SELECT * FROM retired"))
+
+    def keep_retired(self, label: int, seen: int, lost: bytes) -> None:
+        self._db.execute("INSERT OR REPLACE INTO retired VALUES (?, ?, ?)", (label, seen, lost))
+
+    # -- workloads -----------------------------------------------------------------------------------------
+
+    def workloads(self) -> list[tuple[str, int, bytes]]:
+        """identity, label, history of every workload that ever had a label here."""
+        return list(self._db.execute("SELECT * FROM workloads"))
+
+    def keep_workload(self, identity: str, label: int, history: bytes) -> None:
+        self._db.execute("INSERT OR REPLACE INTO workloads VALUES (?, ?, ?)", (identity, label, history))

@@ -1,0 +1,269 @@
+"""The probe: everything of one host, wired and kept running."""
+
+import asyncio
+import logging
+import time
+from contextlib import AsyncExitStack
+from typing import Self
+
+import msgspec
+import numpy as np
+
+from eastwest import __version__
+from eastwest.bus.client import Bus
+from eastwest.bus.messages import (
+    FACTS_BUCKET,
+    HOSTS_BUCKET,
+    LABELS_BUCKET,
+    Facts,
+    HookCount,
+    HostReport,
+    PendingMessage,
+    ProbeLedger,
+    ledger_subject,
+)
+from eastwest.errors import BusError, EastwestError, StoreError
+from eastwest.inventory.cgroups import Cgroups
+from eastwest.inventory.ports import Ports
+from eastwest.kernel.records import enumeration
+from eastwest.labels.registry import Registry
+from eastwest.labels.rules import Rule
+from eastwest.meter.accounts import Accounts
+from eastwest.meter.drain import Drain
+from eastwest.meter.interfaces import host_interfaces
+from eastwest.meter.meter import Meter, cgroup_mount
+from eastwest.probe import pins
+from eastwest.probe.booking import Booking
+from eastwest.probe.config import ProbeConfig
+from eastwest.probe.cost import CostMeter
+from eastwest.probe.cutter import Cutter, close_boot
+from eastwest.probe.journal import Journal
+
+log = logging.getLogger(__name__)
+
+_LABELS_LOW = 64
+_RETRY_SECONDS = 1.0
+_SCAN_SECONDS = 10.0
+
+
+class Probe:
+    """The agent of one host. Counting goes on when it ends; `eastwest down` ends it."""
+
+    def __init__(self, config: ProbeConfig, rules: list[Rule], bus: Bus) -> None:
+        self._config = config
+        self._rules = rules
+        self._bus = bus
+        self._stack = AsyncExitStack()
+        self._changed = asyncio.Event()
+        self._outgoing = asyncio.Event()
+        self._problems: dict[str, str | None] = {}
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        config = self._config
+        self._journal = stack.enter_context(Journal(config.state_dir / "probe.db"))
+        self._meter = self._enter_meter(stack)
+        self._drain = Drain(self._meter)
+        self._accounts = Accounts(self._meter.map("accounts").max_entries // 2)
+        self._registry = Registry(config.host, self._rules, self._journal)
+        mount = cgroup_mount()
+        self._ports = await stack.enter_async_context(Ports(config.netns, self._changed.set))
+        root = config.cgroup_root or mount
+        self._cgroups = await stack.enter_async_context(
+            Cgroups(mount, root, config.cgroup_patterns, self._changed.set)
+        )
+        self._booking = Booking(
+            config=config,
+            meter=self._meter,
+            drain=self._drain,
+            accounts=self._accounts,
+            registry=self._registry,
+            journal=self._journal,
+            ports=self._ports,
+            cgroups=self._cgroups,
+        )
+        self._booking.adopt()
+        self._cutter = Cutter(
+            config=config,
+            boot=self._meter.boot,
+            drain=self._drain,
+            accounts=self._accounts,
+            booking=self._booking,
+            registry=self._registry,
+            journal=self._journal,
+        )
+        self._cutter.adopt()
+        self._cost = await stack.enter_async_context(CostMeter(self._meter.programs()))
+        self._started_at = time.time_ns()
+
+    def _enter_meter(self, stack: AsyncExitStack) -> Meter:
+        """The meter whose counters the journal knows: adopted, or else a new one."""
+        config, known = self._config, self._journal.number("boot")
+        meter = Meter(config, pins.directory(config.state_dir))
+        stack.enter_context(meter)
+        if meter.adopted and meter.boot != known:
+            log.warning("the counters in the kernel are not those of %s: starting anew", config.state_dir)
+            meter.__exit__()
+            pins.remove(config.state_dir)
+            meter = Meter(config, pins.directory(config.state_dir))
+            stack.enter_context(meter)
+        if meter.boot != known:
+            close_boot(self._journal, config.host, known)
+            with self._journal.transaction():
+                self._journal.set_number("boot", meter.boot)
+        return meter
+
+    async def run(self) -> None:
+        """Work until cancelled. A task that fails for a reason it does not handle ends the probe."""
+        await self._bus.serve(ledger_subject(self._config.host), self._answer_ledger)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._lease_labels(), name="labels")
+            group.create_task(self._follow_facts(), name="facts")
+            group.create_task(self._follow_inventory(), name="inventory")
+            group.create_task(self._scan(), name="scan")
+            group.create_task(self._send(), name="outbox")
+            group.create_task(self._cut_for_ever(), name="cuts")
+
+    # -- tasks ---------------------------------------------------------------------------------------------
+
+    async def _cut_for_ever(self) -> None:
+        """One cut an interval, and one more at the end so that a clean stop leaves little behind."""
+        due = time.monotonic()
+        while True:
+            due = max(due + self._config.interval_seconds, time.monotonic())
+            try:
+                await asyncio.sleep(due - time.monotonic())
+            except asyncio.CancelledError:
+                self._record(self._cutter.cut())
+                raise
+            await self._ports.resolve()
+            # Shielded: a cut that was begun is recorded, else its flows would wait for the next probe.
+            self._record(await asyncio.shield(asyncio.to_thread(self._cutter.cut)))
+            await self._report()
+
+    def _record(self, cut: object) -> None:
+        try:
+            self._cutter.record(cut)  # type: ignore[arg-type]
+            self._problems["journal"] = None
+        except StoreError as e:
+            self._problem("journal", e)
+        self._outgoing.set()
+
+    async def _follow_inventory(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                self._booking.reconcile()
+            except StoreError as e:
+                self._problem("journal", e)
+
+    async def _scan(self) -> None:
+        """A second look, for where an event was lost or cannot be had."""
+        while True:
+            await asyncio.sleep(_SCAN_SECONDS)
+            self._cgroups.scan()
+
+    async def _lease_labels(self) -> None:
+        while True:
+            if self._registry.labels_left < _LABELS_LOW:
+                try:
+                    await self._registry.lease(self._bus.bucket(LABELS_BUCKET))
+                    self._problems["labels"] = None
+                    self._changed.set()
+                except EastwestError as e:
+                    self._problem("labels", e)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _follow_facts(self) -> None:
+        async for key, value in self._bus.bucket(FACTS_BUCKET).watch():
+            try:
+                facts = msgspec.json.decode(value, type=Facts) if value else Facts()
+                self._registry.say(int(key), facts)
+                self._changed.set()
+            except (ValueError, msgspec.MsgspecError) as e:
+                self._problem("facts", EastwestError(f"facts of label '{key}' are refused: {e}"))
+
+    async def _send(self) -> None:
+        """Hand the outbox to the stream, in order; what is acknowledged leaves the disk."""
+        while True:
+            message = self._journal.outgoing()
+            if message is None:
+                self._outgoing.clear()
+                await self._outgoing.wait()
+                continue
+            try:
+                await self._bus.publish(
+                    message.subject,
+                    message.payload,
+                    host=self._config.host,
+                    boot=message.boot,
+                    sequence=message.sequence,
+                )
+                self._journal.sent(message)
+                self._problems["bus"] = None
+            except (BusError, StoreError) as e:
+                self._problem("bus", e)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    def _problem(self, about: str, error: EastwestError) -> None:
+        if self._problems.get(about) != str(error):
+            log.warning("%s", error)
+        self._problems[about] = str(error)
+
+    # -- what it tells -------------------------------------------------------------------------------------
+
+    async def _report(self) -> None:
+        problems = [
+            *self._problems.values(),
+            self._booking.problem,
+            self._cgroups.problem,
+            self._ports.problem,
+        ]
+        report = HostReport(
+            host=self._config.host,
+            boot=self._meter.boot,
+            cut=self._cutter.sequence,
+            time=self._cutter.time,
+            started_at=self._started_at,
+            version=__version__,
+            interval_seconds=self._config.interval_seconds,
+            hooks=self._hooks(),
+            interfaces=host_interfaces(self._meter, self._config),
+            malformed=self._drain.malformed(),
+            cost=self._cost.cost(),
+            problems=[problem for problem in problems if problem],
+        )
+        try:
+            await self._bus.bucket(HOSTS_BUCKET).put(self._config.host, msgspec.json.encode(report))
+            self._problems["report"] = None
+        except BusError as e:
+            self._problem("report", e)
+
+    def _hooks(self) -> list[HookCount]:
+        if self._cutter.hooks is None:
+            return []
+        numbers = enumeration("hook")
+        rows = [(name, self._cutter.hooks[numbers[f"HOOK_{name.upper()}"]]) for name in ("port", "cgroup")]
+        return [msgspec.convert((name, *map(int, row)), HookCount, strict=False) for name, row in rows]
+
+    async def _answer_ledger(self, _: bytes) -> bytes:
+        unsent = self._journal.unsent(self._meter.boot)
+        ledger = ProbeLedger(
+            host=self._config.host,
+            boot=self._meter.boot,
+            cut=self._cutter.sequence,
+            seen={label: tally.seen for label, tally in self._cutter.ledger.items()},
+            lost={label: tally.lost for label, tally in self._cutter.ledger.items() if tally.lost},
+            held=int(np.sum(self._cutter.held.rows["packets"])),
+            outbox=[PendingMessage(sequence, packets) for sequence, packets in unsent],
+        )
+        return msgspec.json.encode(ledger)
