@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,14 @@ class Ports:
         self._ports: dict[int, HostPort] = {}
         self._nsids: dict[int, int] = {}
         self._names: dict[int, str] = {}
+        self._stack = AsyncExitStack()
         self._task: asyncio.Task[None] | None = None
         self.problem: str | None = None
 
     async def __aenter__(self) -> "Ports":
-        self._netlink = AsyncIPRoute(netns=str(self._scope)) if self._scope else AsyncIPRoute()
-        self._events = AsyncIPRoute(netns=str(self._scope)) if self._scope else AsyncIPRoute()
+        place = {"netns": str(self._scope)} if self._scope else {}
+        self._netlink = await self._stack.enter_async_context(AsyncIPRoute(**place))
+        self._events = await self._stack.enter_async_context(AsyncIPRoute(**place))
         await self._events.bind(groups=rtnl.RTMGRP_LINK)
         await self.scan()
         self._task = asyncio.create_task(self._watch(), name="ports")
@@ -47,8 +50,7 @@ class Ports:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._events.close()
-        await self._netlink.close()
+        await self._stack.aclose()
 
     def all(self) -> dict[int, HostPort]:
         """ifindex → port, owners where they are known."""

@@ -251,9 +251,10 @@ class Probe:
     def _hooks(self) -> list[HookCount]:
         if self._cutter.hooks is None:
             return []
+        rows = self._cutter.hooks.astype(object)
         numbers = enumeration("hook")
-        rows = [(name, self._cutter.hooks[numbers[f"HOOK_{name.upper()}"]]) for name in ("port", "cgroup")]
-        return [msgspec.convert((name, *map(int, row)), HookCount, strict=False) for name, row in rows]
+        port, cgroup = rows[numbers["HOOK_PORT"]], rows[numbers["HOOK_CGROUP"]]
+        return [HookCount("port", *port), HookCount("cgroup", *cgroup)]
 
     async def _answer_ledger(self, _: bytes) -> bytes:
         unsent = self._journal.unsent(self._meter.boot)
