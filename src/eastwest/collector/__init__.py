@@ -1,1 +1,1 @@
-""""""
+"""The collector: flow rows from the stream into the store, each message once."""

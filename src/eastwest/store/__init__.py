@@ -1,1 +1,1 @@
-""""""
+"""The store: schema and queries, the only SQL of eastwest."""

@@ -1,0 +1,218 @@
+"""Reading: what the API shows, and the terms of the ledger that the store can count."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from eastwest.bus.messages import Workload
+from eastwest.meter.rows import LOSSES, TOTAL_ROW
+from eastwest.store.engine import Database
+from eastwest.store.schema import DATABASE
+
+Account = tuple[str, int]
+"""Host and boot."""
+
+NEVER = 2**64 - 1
+"""A cut that leaves nothing out."""
+
+COUNTERS = tuple(name for name in TOTAL_ROW.names or () if name.endswith(("_packets", "_bytes")))
+
+
+@dataclass(frozen=True)
+class LabelTotal:
+    """Sums of all accounts of a label; times: unix ns."""
+
+    label: int
+    counters: Mapping[str, int]
+    first_seen: int
+    last_seen: int
+
+
+@dataclass(frozen=True)
+class Minute:
+    """A label's traffic of one minute; `minute`: unix seconds of its start."""
+
+    minute: int
+    label: int
+    direction: str
+    traffic_class: str
+    packets: int
+    bytes: int
+
+
+@dataclass
+class Totals:
+    """The accounts of one boot as stored: label → packets seen, label → place → packets lost."""
+
+    cut: int = 0
+    """Sequence of the last totals message; flows of higher ones were not finished."""
+    seen: dict[int, int] = field(default_factory=dict)
+    lost: dict[int, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass
+class Stored:
+    """What `flows` holds of one boot."""
+
+    packets: dict[int, int] = field(default_factory=dict)
+    """label → packets up to the cut."""
+    sequences: set[int] = field(default_factory=set)
+    """Which of the messages asked about are stored."""
+    expired: dict[int, int] = field(default_factory=dict)
+    """label → packets of days that were dropped."""
+
+
+def workloads(database: Database) -> list[Workload]:
+    """The latest document of each label; where several hosts had it, of the one that has it."""
+    rows = database.query(
+        f"""
+        SELECT document FROM {DATABASE}.workloads FINAL
+        ORDER BY label, present DESC, version DESC LIMIT 1 BY label
+        """
+    )
+    return [msgspec.json.decode(document, type=Workload) for (document,) in rows]
+
+
+def label_totals(database: Database) -> list[LabelTotal]:
+    """Every label's totals, all hosts and boots."""
+    sums = ", ".join(f"sum({name})" for name in COUNTERS)
+    rows = database.query(
+        f"""
+        SELECT label, toUnixTimestamp64Nano(min(first_seen)), toUnixTimestamp64Nano(max(last_seen)), {sums}
+        FROM {DATABASE}.totals FINAL GROUP BY label ORDER BY label
+        """
+    )
+    return [
+        LabelTotal(int(label), dict(zip(COUNTERS, map(int, counts), strict=True)), int(first), int(last))
+        for label, first, last, *counts in rows
+    ]
+
+
+def flows(database: Database, labels: Sequence[int] | None, since: int, until: int, limit: int) -> bytes:
+    """Flows that were active between two times (unix ns), the latest first, as a JSON list; None: all labels.
+
+    The database writes the document, so that no row passes through Python.
+    """
+    return database.json(
+        f"""
+        SELECT {_rfc3339("start")} AS `start`, {_rfc3339("end")} AS `end`, host,
+               toValidUTF8(toStringCutToZero(f.port)) AS port, label, class, direction,
+               {_address("src")} AS src, {_address("dst")} AS dst,
+               src_port, dst_port, protocol, packets, bytes, tcp_flags
+        FROM {DATABASE}.flows AS f
+        WHERE f.`end` >= fromUnixTimestamp64Nano({{since:Int64}}, 'UTC')
+          AND f.`start` <= fromUnixTimestamp64Nano({{until:Int64}}, 'UTC')
+          {"" if labels is None else "AND label IN {labels:Array(UInt32)}"}
+        ORDER BY f.`end` DESC, packets DESC LIMIT {{limit:UInt32}}
+        """,
+        {"since": since, "until": until, "limit": limit, "labels": list(labels or [])},
+    )
+
+
+def minutes(database: Database, labels: Sequence[int] | None, since: int, until: int) -> list[Minute]:
+    """Traffic by minute and label between two times (unix ns), oldest first."""
+    rows = database.query(
+        f"""
+        SELECT toUnixTimestamp(minute), label, direction, class, sum(packets), sum(bytes)
+        FROM {DATABASE}.flows_1m
+        WHERE minute >= toDateTime({{since:Int64}}, 'UTC') AND minute <= toDateTime({{until:Int64}}, 'UTC')
+          {"" if labels is None else "AND label IN {labels:Array(UInt32)}"}
+        GROUP BY minute, label, direction, class ORDER BY minute, label, direction, class
+        """,
+        {"since": since // 10**9, "until": until // 10**9, "labels": list(labels or [])},
+    )
+    return [Minute(*row) for row in rows]
+
+
+def totals(database: Database) -> dict[Account, Totals]:
+    """Every boot's accounts by label, and how far they reach: each boot of which anything was stored."""
+    found: dict[Account, Totals] = {}
+    losses = ", ".join(f"sum({place}_packets)" for place in LOSSES)
+    for host, boot, label, seen, *lost in database.query(
+        f"""
+        SELECT host, boot, label, sum(ingress_packets + egress_packets), {losses}
+        FROM {DATABASE}.totals FINAL GROUP BY host, boot, label
+        """
+    ):
+        account = found.setdefault((host, int(boot)), Totals())
+        account.seen[int(label)] = int(seen)
+        account.lost[int(label)] = {place: int(n) for place, n in zip(LOSSES, lost, strict=True) if n}
+    for host, boot, cut in database.query(
+        f"SELECT host, boot, maxIf(sequence, kind = 'totals') FROM {DATABASE}.batches GROUP BY host, boot"
+    ):
+        found.setdefault((host, int(boot)), Totals()).cut = int(cut)
+    return found
+
+
+def stored(
+    database: Database, cuts: Mapping[Account, int], wanted: Mapping[Account, set[int]]
+) -> dict[Account, Stored]:
+    """Count the packets in `flows` up to each boot's cut, and find which of the `wanted` messages are there.
+
+    One statement counts both, so a message is seen either stored with all its packets or not at all.
+    """
+    found: dict[Account, Stored] = {}
+    _mark_numbered(database, wanted, found)
+    hosts, boots, limits = _columns(cuts)
+    numbers = sorted({n for sequences in wanted.values() for n in sequences})
+    for host, boot, label, packets, sequences in database.query(
+        f"""
+        SELECT host, boot, label, sumIf(p, sequence <= cut),
+               groupUniqArrayIf(sequence, sequence IN {{numbers:Array(UInt64)}})
+        FROM (
+            SELECT host, boot, sequence, label, sum(packets) AS p FROM {DATABASE}.flows
+            WHERE toYYYYMMDD(received) NOT IN (SELECT day FROM {DATABASE}.expired)
+            GROUP BY host, boot, sequence, label
+        ) AS counted
+        INNER JOIN (
+            SELECT t.1 AS host, t.2 AS boot, t.3 AS cut FROM (SELECT arrayJoin(arrayZip(
+                {{hosts:Array(String)}}, {{boots:Array(UInt64)}}, {{limits:Array(UInt64)}})) AS t)
+        ) AS cuts USING (host, boot)
+        GROUP BY host, boot, label
+        """,
+        {"hosts": hosts, "boots": boots, "limits": limits, "numbers": numbers},
+    ):
+        part = found.setdefault((host, int(boot)), Stored())
+        part.packets[int(label)] = int(packets)
+        part.sequences.update(map(int, sequences))
+    _add_expired(database, found)
+    return found
+
+
+def _mark_numbered(
+    database: Database, wanted: Mapping[Account, set[int]], found: dict[Account, Stored]
+) -> None:
+    """A message with its number is stored, even if somebody has deleted its rows: then they are missing."""
+    for (host, boot), sequences in wanted.items():
+        if sequences:
+            rows = database.query(
+                f"""
+                SELECT sequence FROM {DATABASE}.batches WHERE host = {{host:String}}
+                AND boot = {{boot:UInt64}} AND sequence IN {{numbers:Array(UInt64)}}
+                """,
+                {"host": host, "boot": boot, "numbers": sorted(sequences)},
+            )
+            found.setdefault((host, boot), Stored()).sequences.update(int(n) for (n,) in rows)
+
+
+def _add_expired(database: Database, found: dict[Account, Stored]) -> None:
+    for host, boot, label, packets in database.query(
+        f"SELECT host, boot, label, sum(packets) FROM {DATABASE}.expired FINAL GROUP BY host, boot, label"
+    ):
+        found.setdefault((host, int(boot)), Stored()).expired[int(label)] = int(packets)
+
+
+def _columns(cuts: Mapping[Account, int]) -> tuple[list[str], list[int], list[int]]:
+    return [h for h, _ in cuts], [b for _, b in cuts], list(cuts.values())
+
+
+def _rfc3339(column: str) -> str:
+    return f"concat(replaceOne(toString(f.`{column}`), ' ', 'T'), 'Z')"
+
+
+def _address(column: str) -> str:
+    """IPv4 without its mapping into IPv6; where the protocol is an EtherType, the MAC address."""
+    pairs = ", ".join(f"substring(lower(hex(f.{column})), {start}, 2)" for start in range(21, 32, 2))
+    ip = f"replaceRegexpOne(toString(f.{column}), '^::ffff:([0-9]+[.])', '\\\\1')"
+    return f"if(protocol > 255, concatWithSeparator(':', {pairs}), {ip})"

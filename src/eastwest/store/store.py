@@ -1,0 +1,116 @@
+"""The store: what the collector writes and the manager reads."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from eastwest.bus.messages import Workload
+from eastwest.errors import ConfigError, StoreError
+from eastwest.store import reads, retention, writes
+from eastwest.store.batch import Batch
+from eastwest.store.engine import Engine
+from eastwest.store.reads import Account, LabelTotal, Minute, Stored, Totals
+from eastwest.store.writes import Clock, Written
+
+log = logging.getLogger(__name__)
+
+_RETENTION_SECONDS = 3600
+
+
+class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`path`: a directory for the embedded database; or `url` of a ClickHouse server."""
+
+    path: Path | None = None
+    url: str | None = None
+    retention_days: int = 7
+    rollup_days: int = 90
+
+
+class Store:
+    """The database. Every call takes its turn in one thread; all raise StoreError. Enter it before use."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        if (config.path is None) == (config.url is None):
+            raise ConfigError("the store needs a path or a url", "set one of [store] path and url")
+        if min(config.retention_days, config.rollup_days) < 1:
+            raise ConfigError("the store keeps at least one day", "set retention_days and rollup_days >= 1")
+        self._config = config
+        self._engine = Engine(config.path, config.url)
+        self._clock = Clock()
+        self._in_doubt = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._engine.open()
+            await self._engine.run(writes.prepare, self._clock)
+        except BaseException:
+            await self._engine.close()
+            raise
+        self._task = asyncio.create_task(self._retain(), name="retention")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        await self._engine.close()
+
+    async def write(self, batches: Sequence[Batch]) -> Written:
+        """Store the batches that never were stored, all of them or (StoreError) perhaps some."""
+        if self._in_doubt:
+            await self._engine.run(writes.reconcile)
+        self._in_doubt = True
+        written = await self._engine.run(writes.write, batches, self._clock)
+        self._in_doubt = False
+        return written
+
+    async def expire(self, today: date) -> list[int]:
+        """Drop the days that retention does not keep; returns those of the flows, as yyyymmdd."""
+        config = self._config
+        return await self._engine.run(retention.expire, today, config.retention_days, config.rollup_days)
+
+    async def workloads(self) -> list[Workload]:
+        """The latest document of every label."""
+        return await self._engine.run(reads.workloads)
+
+    async def label_totals(self) -> list[LabelTotal]:
+        """The counters of every label, summed over hosts and boots."""
+        return await self._engine.run(reads.label_totals)
+
+    async def flows(self, labels: Sequence[int] | None, since: int, until: int, limit: int) -> bytes:
+        """Flows active between two times (unix ns), latest first, as a JSON list; labels None: of all."""
+        return await self._engine.run(reads.flows, labels, since, until, limit)
+
+    async def minutes(self, labels: Sequence[int] | None, since: int, until: int) -> list[Minute]:
+        """Traffic by minute and label between two times (unix ns)."""
+        return await self._engine.run(reads.minutes, labels, since, until)
+
+    async def totals(self) -> dict[Account, Totals]:
+        """The accounts of every host and boot, as of its last totals message."""
+        return await self._engine.run(reads.totals)
+
+    async def stored(
+        self, cuts: Mapping[Account, int], wanted: Mapping[Account, set[int]]
+    ) -> dict[Account, Stored]:
+        """Packets stored up to each boot's cut, and which of the `wanted` sequences are stored."""
+        return await self._engine.run(reads.stored, cuts, wanted)
+
+    async def _retain(self) -> None:
+        while True:
+            try:
+                for day in await self.expire(retention.utc_today()):
+                    log.info("flows of %d have expired", day)
+            except StoreError as error:
+                log.warning("retention: %s", error)
+            await asyncio.sleep(_RETENTION_SECONDS)

@@ -1,0 +1,154 @@
+"""Writing: each message once, whatever happens in between.
+
+Rows go first and the message's number last. A crash between the two leaves rows without a number: an insert
+of flows is one part, so either all rows of its messages are there or none, and `reconcile` adds the numbers.
+Totals and workloads are replaced by key, so writing them twice is harmless.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from eastwest.store.batch import Batch, row_binary
+from eastwest.store.engine import Database
+from eastwest.store.schema import DATABASE, FLOWS, TOTALS, statements
+
+_BATCHES = ("host", "boot", "sequence", "kind", "rows", "packets", "stored_at")
+_WORKLOADS = ("label", "host", "present", "version", "document")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a group of batches."""
+
+    stored: int
+    repeats: int
+    rows: int
+    packets: int
+
+
+class Clock:
+    """Time of storing, which never goes back: the last insert is the one with the highest."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def now(self) -> int:
+        """Unix ns."""
+        self._last = max(self._last + 1, time.time_ns())
+        return self._last
+
+    def pass_by(self, seconds: int) -> None:
+        """What was stored at this time lies behind."""
+        self._last = max(self._last, seconds * 1_000_000_000)
+
+
+def prepare(database: Database, clock: Clock) -> None:
+    """Make the tables; finish what a crash left half done."""
+    for statement in statements():
+        database.command(statement)
+    reconcile(database)
+    (latest,) = database.query(f"SELECT toUnixTimestamp(max(stored_at)) FROM {DATABASE}.batches")[0]
+    clock.pass_by(int(latest))
+
+
+def reconcile(database: Database) -> None:
+    """Number the messages whose flows are stored and whose numbers are not: those of the last insert."""
+    database.command(
+        f"""
+        INSERT INTO {DATABASE}.batches ({", ".join(_BATCHES)})
+        SELECT host, boot, sequence, 'flows', count(), sum(packets), max(received)
+        FROM {DATABASE}.flows
+        WHERE received = (SELECT max(received) FROM {DATABASE}.flows)
+          AND (host, boot, sequence) NOT IN (
+              SELECT host, boot, sequence FROM {DATABASE}.batches
+              WHERE stored_at >= (SELECT max(received) FROM {DATABASE}.flows)
+          )
+        GROUP BY host, boot, sequence
+        """
+    )
+
+
+def write(database: Database, batches: Sequence[Batch], clock: Clock) -> Written:
+    """Store those batches that never were. Raises StoreError; then `reconcile` before the next write."""
+    fresh = _fresh(database, batches)
+    now = clock.now()
+    seconds = now // 1_000_000_000
+    flows = [batch for batch in fresh if batch.kind == "flows"]
+    if rows := row_binary(flows, seconds):
+        database.insert(f"{DATABASE}.flows", list(FLOWS), rows)
+    if rows := row_binary(batch for batch in fresh if batch.kind == "totals"):
+        database.insert(f"{DATABASE}.totals", list(TOTALS), rows)
+    if rows := _workloads(fresh, now):
+        database.insert(f"{DATABASE}.workloads", _WORKLOADS, rows)
+    if fresh:
+        database.insert(f"{DATABASE}.batches", _BATCHES, _numbers(fresh, seconds))
+    return Written(
+        stored=len(fresh),
+        repeats=len(batches) - len(fresh),
+        rows=sum(batch.count for batch in fresh),
+        packets=sum(batch.packets for batch in flows),
+    )
+
+
+def _fresh(database: Database, batches: Sequence[Batch]) -> list[Batch]:
+    unique: dict[tuple[str, int, int], Batch] = {}
+    for batch in batches:
+        unique.setdefault(batch.number, batch)
+    if not unique:
+        return []
+    hosts, boots, sequences = (sorted(set(part)) for part in zip(*unique, strict=True))
+    known = database.query(
+        f"""
+        SELECT host, boot, sequence FROM {DATABASE}.batches
+        WHERE host IN {{hosts:Array(String)}} AND boot IN {{boots:Array(UInt64)}}
+          AND sequence IN {{sequences:Array(UInt64)}}
+        """,
+        {"hosts": hosts, "boots": boots, "sequences": sequences},
+    )
+    for host, boot, sequence in known:
+        unique.pop((str(host), int(boot), int(sequence)), None)
+    return list(unique.values())
+
+
+def _numbers(batches: Sequence[Batch], seconds: int) -> bytes:
+    return b"".join(
+        _string(batch.host.encode())
+        + _integers("<u8", batch.boot, batch.sequence)
+        + _string(batch.kind.encode())
+        + _integers("<u4", batch.count)
+        + _integers("<u8", batch.packets)
+        + _integers("<u4", seconds)
+        for batch in batches
+    )
+
+
+def _workloads(batches: Sequence[Batch], now: int) -> bytes:
+    # Documents are few and change seldom; a later one in the same message wins by its higher version.
+    documents = [w for batch in batches for w in batch.workloads]
+    return b"".join(
+        _integers("<u4", workload.label)
+        + _string(workload.host.encode())
+        + bytes([workload.present])
+        + _integers("<u8", now + order)
+        + _string(msgspec.json.encode(workload))
+        for order, workload in enumerate(documents)
+    )
+
+
+def _integers(kind: str, *values: Any) -> bytes:
+    return np.array(values, kind).tobytes()
+
+
+def _string(text: bytes) -> bytes:
+    """RowBinary: the length as LEB128, then the bytes."""
+    length, size = bytearray(), len(text)
+    while size >= 0x80:
+        length.append(size & 0x7F | 0x80)
+        size >>= 7
+    length.append(size)
+    return bytes(length) + text
