@@ -1,0 +1,128 @@
+"""Configuration: flags over environment over TOML file over defaults, checked before anything starts.
+
+Sections of the file are the components' own config structs. What is checked is a struct of sections: all of
+them (`cli.settings.Settings`), or the probe's alone, which must not need the server's packages.
+"""
+
+import re
+import tomllib
+import types
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import msgspec
+
+from eastwest.bus.client import BusConfig
+from eastwest.cli import toml
+from eastwest.errors import ConfigError
+from eastwest.labels.rules import Rule
+from eastwest.probe.config import ProbeConfig
+
+DEFAULT_STATE_DIR = Path("/var/lib/eastwest")
+
+Document = dict[str, Any]
+Sections = TypeVar("Sections", bound=msgspec.Struct)
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.+)`")
+_WHERE = re.compile(r" - at `\$\.?(?P<path>.*)`$")
+
+
+class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the probe needs; the sections of other roles may be there and are theirs to check."""
+
+    probe: ProbeConfig = msgspec.field(default_factory=ProbeConfig)
+    bus: BusConfig = msgspec.field(default_factory=BusConfig)
+    rule: list[Rule] = msgspec.field(default_factory=list)
+    server: Document = msgspec.field(default_factory=dict)
+    collector: Document = msgspec.field(default_factory=dict)
+    store: Document = msgspec.field(default_factory=dict)
+
+
+def load(
+    kind: type[Sections], path: Path | None, state_dir: Path | None = None, listen: str | None = None
+) -> Sections:
+    """The file with what flags and environment say over it, checked. Raises ConfigError."""
+    document = _read(path)
+    _over(document, "probe", state_dir=state_dir.absolute() if state_dir else None)
+    _over(document, "server", listen=listen)
+    if not {"path", "url"} & set(_section(document, "store")):
+        state = _section(document, "probe").get("state_dir", DEFAULT_STATE_DIR)
+        _over(document, "store", path=Path(str(state)) / "store")
+    return _checked(kind, document, path)
+
+
+def text(settings: msgspec.Struct) -> str:
+    """Settings as the TOML file that says the same."""
+    return toml.dump(msgspec.to_builtins(settings, enc_hook=str))
+
+
+def _read(path: Path | None) -> Document:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "correct --config") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}", "correct that line") from None
+
+
+def _over(document: Document, section: str, **settings: object) -> None:
+    """Set what a flag or the environment says over what the file says; None says nothing."""
+    said = {key: str(v) if isinstance(v, Path) else v for key, v in settings.items() if v is not None}
+    if said and isinstance(document.setdefault(section, {}), dict):
+        document[section] |= said
+
+
+def _section(document: Document, name: str) -> Document:
+    table = document.get(name, {})
+    # What is no table is refused by name when all of it is checked.
+    return table if isinstance(table, dict) else {}
+
+
+def _checked(kind: type[Sections], document: Document, source: Path | None) -> Sections:
+    try:
+        return msgspec.convert(document, kind, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        what, remedy = _explain(kind, str(error))
+        raise ConfigError(f"{source or 'settings'}: {what}", remedy) from None
+    except ConfigError as error:
+        raise ConfigError(f"{source or 'settings'}: {error.what}", error.remedy) from None
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str) and value:
+        return Path(value)
+    raise ValueError("Expected a path")
+
+
+def _explain(kind: type[msgspec.Struct], message: str) -> tuple[str, str]:
+    """What is wrong, by key, and what to do about it."""
+    where = _WHERE.search(message)
+    path = where["path"] if where else ""
+    what = _WHERE.sub("", message)
+    unknown = _UNKNOWN.match(what)
+    if unknown is None:
+        plain = f"{what[0].lower()}{what[1:]}".replace("`", "'").replace("'object'", "a section")
+        return f"{path}: {plain}", f"correct {path}"
+    name = unknown["key"]
+    known = _keys(kind, path)
+    near = get_close_matches(name, known, 1, cutoff=0.5)
+    key = f"{path}.{name}" if path else name
+    remedy = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
+    return f"there is no setting '{key}'", remedy
+
+
+def _keys(kind: type[msgspec.Struct], path: str) -> list[str]:
+    """Keys that the section at `path` (probe, rule[...]) knows; of the whole where there is no path."""
+    section = re.split(r"[.\[]", path)[0]
+    for field in msgspec.structs.fields(kind):
+        if field.encode_name == section:
+            kind = get_args(field.type)[0] if get_origin(field.type) is list else field.type
+            break
+    if isinstance(kind, types.GenericAlias):
+        return []
+    return [field.encode_name for field in msgspec.structs.fields(kind)]

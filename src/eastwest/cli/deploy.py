@@ -1,0 +1,120 @@
+"""What `up` runs: the processes of one host, their settings and their privileges."""
+
+import errno
+import os
+import socket
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from eastwest.bus.client import Bus, BusConfig
+from eastwest.bus.embedded import PROBE_USER, SERVER_USER, NatsServer, NatsServerConfig
+from eastwest.cli.config import text
+from eastwest.cli.settings import Settings
+from eastwest.cli.supervisor import Child
+from eastwest.collector.collector import Collector
+from eastwest.errors import ConfigError, RefusedError
+from eastwest.manager.manager import Manager
+from eastwest.store.store import Store
+
+PROBE_CAPABILITIES = (
+    "bpf",
+    "perfmon",
+    "net_admin",
+    "sys_admin",  # mount of the BPF file system, setns
+    "sys_ptrace",  # namespaces of processes under /proc
+    "dac_read_search",
+    "dac_override",
+    "chown",
+)
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One host's processes. `url`: where the API will be; `started`: reports before it are old."""
+
+    children: list[Child]
+    log_dir: Path
+    url: str
+    host: str
+    started: datetime
+    token: str | None
+    """What the API asks for, if it does."""
+
+
+def deploy(settings: Settings) -> Deployment:
+    """Check what would fail later, write each role's settings. Raises ConfigError, RefusedError, BusError."""
+    address = parse_address(settings.server.listen)
+    # Inert until entered: what their constructors refuse is refused before anything starts.
+    store = Store(settings.store)
+    bus = Bus(settings.bus)
+    Collector(settings.collector, bus, store)
+    Manager(settings.server, bus, store)
+    refuse_used(address)
+    state_dir = settings.probe.state_dir
+    children, buses = [], {PROBE_USER: settings.bus, SERVER_USER: settings.bus}
+    if settings.bus == BusConfig():  # nothing said: a bus of our own
+        nats = NatsServer(NatsServerConfig(state_dir=state_dir / "nats"))
+        nats.prepare()
+        buses = {user: nats.bus_config(user) for user in buses}
+        children.append(Child("nats-server", nats.command()))
+    for name, capabilities in ((SERVER_USER, ()), (PROBE_USER, PROBE_CAPABILITIES)):
+        file = _write(state_dir / "roles", name, msgspec.structs.replace(settings, bus=buses[name]))
+        # -P: what lies in the working directory must not be imported by a process with privileges.
+        command = [sys.executable, "-P", "-m", "eastwest", name, "--config", str(file)]
+        children.append(Child(name, command, capabilities))
+    return Deployment(
+        children=children,
+        log_dir=state_dir / "log",
+        url=_url(address),
+        host=settings.probe.host,
+        started=datetime.now(UTC),
+        token=_token(settings),
+    )
+
+
+def parse_address(listen: str) -> tuple[str, int]:
+    """ADDR:PORT or [ADDR]:PORT. Raises ConfigError."""
+    host, colon, port = listen.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"listen = '{listen}' is not ADDR:PORT", "write it like 127.0.0.1:8470")
+    return host, int(port)
+
+
+def refuse_used(address: tuple[str, int]) -> None:
+    """Raises RefusedError if the port is in use, ConfigError if the address is none of this host's."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    try:
+        socket.create_server(address, family=family).close()
+    except OSError as error:
+        where = f"{address[0]}:{address[1]}"
+        if error.errno == errno.EADDRINUSE:
+            raise RefusedError(f"{where} is in use", "choose another with --listen ADDR:PORT") from None
+        raise ConfigError(f"cannot listen on {where}: {error.strerror}", "correct --listen") from None
+
+
+def _token(settings: Settings) -> str | None:
+    path = settings.server.token_file
+    return path.read_text().strip() if path is not None else None
+
+
+def _url(address: tuple[str, int]) -> str:
+    host, port = address
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _write(directory: Path, name: str, settings: Settings) -> Path:
+    path = directory / f"{name}.toml"
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text(settings))
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}", "free or choose a disk") from None
+    return path

@@ -1,0 +1,80 @@
+"""`eastwest down`: stop, and remove what stays in the kernel."""
+
+import os
+import select
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from eastwest.cli import options
+from eastwest.cli.config import DEFAULT_STATE_DIR
+from eastwest.cli.lock import MADE_BY_UP, StateLock, holder
+from eastwest.errors import MissingPrivilege, RefusedError
+
+_STOP_SECONDS = 90.0
+
+_OWN = (*MADE_BY_UP, "bpf", "filters.json", "lock", "probe.db*", "store")
+"""What eastwest keeps in a state directory. Only this is deleted: the directory may hold more."""
+
+
+@click.command("down")
+@click.option("--purge", is_flag=True, help="Also delete the state: counters, flows, labels, logs.")
+@options.state_dir
+def command(purge: bool, state_dir: Path | None) -> None:
+    """Stop a running `eastwest up`, and end the counting that it left in the kernel."""
+    from eastwest.probe import pins
+
+    if os.geteuid() != 0:
+        raise MissingPrivilege("eastwest down detaches BPF programs, which needs root", "run it with sudo")
+    directory = (state_dir or DEFAULT_STATE_DIR).absolute()
+    done = ["stopped eastwest"] if _stop(directory) else []
+    if directory.is_dir():
+        with StateLock(directory):  # nobody starts one meanwhile
+            if pins.remove(directory):
+                done.append("removed its programs and counters from the kernel")
+            if purge:
+                _purge(directory)
+                done.append(f"deleted its state in {directory}")
+    print("; ".join(done) or f"nothing to do: eastwest does not run on {directory}")
+
+
+def _stop(directory: Path) -> bool:
+    """End the `up` that holds the lock; False if there is none. Raises RefusedError if it does not end."""
+    pid = holder(directory)
+    if pid is None:
+        return False
+    if pid == 0:
+        raise RefusedError(
+            f"eastwest on {directory} runs in another pid namespace", "run `eastwest down` in that one"
+        )
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if holder(directory) != pid:  # it ended, and the number may be somebody else's by now
+            return False
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        if not select.select([process], [], [], _STOP_SECONDS)[0]:
+            raise RefusedError(
+                f"eastwest (process {pid}) does not end", f"see {directory}/log, then kill -9 {pid}"
+            )
+    finally:
+        os.close(process)
+    return True
+
+
+def _purge(directory: Path) -> None:
+    for path in (path for pattern in _OWN for path in directory.glob(pattern)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    try:
+        directory.rmdir()
+    except OSError:
+        left = ", ".join(sorted(path.name for path in directory.iterdir()))
+        print(f"eastwest: {directory} stays: {left} is not eastwest's", file=sys.stderr)

@@ -1,0 +1,24 @@
+"""`eastwest probe`: the probe alone, as a fleet's host runs it."""
+
+from pathlib import Path
+
+import click
+
+from eastwest.cli import config, options, role
+
+
+@click.command("probe")
+@options.config
+@options.state_dir
+def command(config_file: Path | None, state_dir: Path | None) -> None:
+    """Run the probe of this host until it is told to stop. Counting goes on afterwards."""
+    settings = config.load(config.ProbeSettings, config_file, state_dir)
+    role.run(lambda: _probe(settings))
+
+
+async def _probe(settings: config.ProbeSettings) -> None:
+    from eastwest.bus.client import Bus
+    from eastwest.probe.probe import Probe
+
+    async with Bus(settings.bus) as bus, Probe(settings.probe, settings.rule, bus) as probe:
+        await probe.run()

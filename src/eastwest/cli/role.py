@@ -1,0 +1,47 @@
+"""What every role's process has in common: its log, and how it is ended."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def run(role: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a role until it ends, or until SIGTERM or SIGINT, on which it is cancelled and cleans up."""
+    level = os.environ.get("EASTWEST_LOG_LEVEL", "INFO").upper()
+    logging.basicConfig(stream=sys.stderr, level=logging.getLevelNamesMapping().get(level, logging.INFO))
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter(_FORMAT))
+    # Every request of every poll is not news.
+    for chatty in ("httpx", "httpcore", "uvicorn.access"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    asyncio.run(_until_told(role))
+
+
+async def told() -> None:
+    """What a role waits for that has nothing else to do: being cancelled."""
+    await asyncio.Event().wait()
+
+
+async def _until_told(role: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    task = asyncio.create_task(role(), name="role")
+    told = False
+
+    def end() -> None:
+        nonlocal told
+        told = True
+        task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not told:
+            raise

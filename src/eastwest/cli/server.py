@@ -1,0 +1,50 @@
+"""`eastwest server`: the server alone: API, collector and store."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from eastwest.cli import config, options, role
+from eastwest.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eastwest.cli.settings import Settings
+
+
+@click.command("server")
+@options.config
+@options.state_dir
+@options.listen
+def command(config_file: Path | None, state_dir: Path | None, listen: str | None) -> None:
+    """Run the server until it is told to stop. It needs no privileges."""
+    settings = load(config_file, state_dir, listen)
+    role.run(lambda: _server(settings))
+
+
+def load(config_file: Path | None, state_dir: Path | None, listen: str | None) -> "Settings":
+    """All settings. Raises ConfigError, also where the server's packages are not installed."""
+    try:
+        from eastwest.cli.settings import Settings
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("eastwest"):
+            raise
+        raise ConfigError(
+            f"the server's packages are not installed ({error.name})", "pip install 'eastwest[server]'"
+        ) from None
+    return config.load(Settings, config_file, state_dir, listen)
+
+
+async def _server(settings: "Settings") -> None:
+    from eastwest.bus.client import Bus
+    from eastwest.collector.collector import Collector
+    from eastwest.manager.manager import Manager
+    from eastwest.store.store import Store
+
+    async with (
+        Bus(settings.bus) as bus,
+        Store(settings.store) as store,
+        Collector(settings.collector, bus, store) as collector,
+        Manager(settings.server, bus, store, lambda: collector.status),
+    ):
+        await role.told()

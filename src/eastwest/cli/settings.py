@@ -1,0 +1,21 @@
+"""Every setting there is: what `up` and the server check before they start."""
+
+import msgspec
+
+from eastwest.bus.client import BusConfig
+from eastwest.collector.collector import CollectorConfig
+from eastwest.labels.rules import Rule
+from eastwest.manager.manager import ManagerConfig
+from eastwest.probe.config import ProbeConfig
+from eastwest.store.store import StoreConfig
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The sections of the TOML file."""
+
+    probe: ProbeConfig = msgspec.field(default_factory=ProbeConfig)
+    bus: BusConfig = msgspec.field(default_factory=BusConfig)
+    rule: list[Rule] = msgspec.field(default_factory=list)
+    server: ManagerConfig = msgspec.field(default_factory=ManagerConfig)
+    collector: CollectorConfig = msgspec.field(default_factory=CollectorConfig)
+    store: StoreConfig = msgspec.field(default_factory=StoreConfig)
