@@ -19,10 +19,11 @@ LINE_LIMIT = 1 << 20
 
 
 class Actor:
-    """One workload's process. Inert until entered; leaving ends it."""
+    """One workload's process; what goes wrong in it is in `log`."""
 
-    def __init__(self, workload: Guest | Group, slice_directory: Path, deadline: float) -> None:
+    def __init__(self, workload: Guest | Group, slice_directory: Path, log: Path, deadline: float) -> None:
         self.workload = workload
+        self._log = log
         self._deadline = deadline
         self._place: dict[str, Any] = (
             {"cgroup": str(slice_directory / workload.directory)}
@@ -30,6 +31,7 @@ class Actor:
             else {"sysctl": QUIET, "interface": GUEST_INTERFACE}
         )
         self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
 
     @property
     def pid(self) -> int:
@@ -43,13 +45,15 @@ class Actor:
             command = ["nsenter", f"--net={NETNS_DIRECTORY / self.workload.name}", "--", *command]
         try:
             # A session of its own: Ctrl-C is the owner's to handle, who then ends its actors in order.
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,
-                limit=LINE_LIMIT,
-            )
+            with self._log.open("ab") as log:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=log,
+                    start_new_session=True,
+                    limit=LINE_LIMIT,
+                )
         except FileNotFoundError as error:
             raise MissingFeature(
                 f"{error.filename} is not installed", "apt-get install util-linux"
@@ -58,16 +62,8 @@ class Actor:
 
     async def ask(self, order: str, **arguments: Any) -> Any:
         """Give an order and return its answer. EastwestError: it failed, or the actor is gone."""
-        process = self._process
-        if process is None or process.stdin is None or process.stdout is None:
-            raise EastwestError(f"{self.workload.name} has not been started")
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(json.dumps({"do": order, **arguments}).encode() + b"\n")
-            await process.stdin.drain()
-        try:
-            line = await asyncio.wait_for(process.stdout.readline(), self._deadline)
-        except TimeoutError:
-            raise EastwestError(f"{self.workload.name} does not answer to {order!r}") from None
+        async with self._turn:
+            line = await self._exchange({"do": order, **arguments})
         if not line:
             raise EastwestError(
                 f"the traffic process of {self.workload.name} has ended", "see its message above"
@@ -76,6 +72,18 @@ class Actor:
         if "error" in answer:
             raise EastwestError(f"{self.workload.name}: {order} failed: {answer['error']}")
         return answer["ok"]
+
+    async def _exchange(self, order: dict[str, Any]) -> bytes:
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise EastwestError(f"{self.workload.name} has not been started")
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            await process.stdin.drain()
+        try:
+            return await asyncio.wait_for(process.stdout.readline(), self._deadline)
+        except TimeoutError:
+            raise EastwestError(f"{self.workload.name} does not answer to {order['do']!r}") from None
 
     async def report(self) -> ActorReport:
         return msgspec.convert(await self.ask("report"), ActorReport)
@@ -86,8 +94,7 @@ class Actor:
             return
         if process.stdin is not None:
             process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), self._deadline)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        # It would end with its stdin, but not while it waits for an answer that is lost.
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()

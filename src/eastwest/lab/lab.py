@@ -70,7 +70,7 @@ class Lab:
             await switch.start()
             place.make_cgroup(slice_directory)
             for workload in self.plan.workloads:
-                actor = Actor(workload, slice_directory, self._config.deadline)
+                actor = Actor(workload, slice_directory, self.directory / "actors.log", self._config.deadline)
                 self._actors[workload.name] = actor
                 stack.push_async_callback(actor.stop)
                 if isinstance(workload, Guest):

@@ -11,13 +11,10 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from pyroute2 import AsyncIPRoute, netns
-from pyroute2.netlink.exceptions import NetlinkError
-
 from eastwest.errors import EastwestError, MissingFeature, MissingPrivilege, RefusedError
 from eastwest.lab.crew import NETNS_DIRECTORY
 from eastwest.lab.plan import GUEST_INTERFACE, PREFIX_LENGTH, Guest
-from eastwest.lab.switch import until
+from eastwest.lab.switch import run, until
 
 
 def cgroup_root() -> Path:
@@ -32,47 +29,35 @@ def cgroup_root() -> Path:
 def refused(error: OSError, doing: str) -> EastwestError:
     """The typed error for what the kernel said while `doing` something."""
     if error.errno in (errno.EPERM, errno.EACCES):
-        return MissingPrivilege(f"{doing} needs CAP_NET_ADMIN and CAP_SYS_ADMIN", "run as root", error.errno)
+        return MissingPrivilege(f"{doing} needs more capabilities", "run as root", error.errno)
     if error.errno == errno.EEXIST:
         return RefusedError(f"{doing}: it exists already", "choose another name for the lab")
     return EastwestError(f"{doing} failed: {error.strerror or error}")
 
 
-def netlink_as_os_error(error: NetlinkError) -> OSError:
-    return OSError(error.code, str(error))
+# `ip`, not pyroute2: that forks to enter a namespace and ends its child by SIGTERM, which the asyncio wake-up
+# descriptor that the child inherited reports to this process as a SIGTERM of its own.
 
 
 async def make_namespace(name: str) -> None:
-    try:
-        await asyncio.to_thread(netns.create, name)
-    except OSError as error:
-        raise refused(error, f"making the network namespace {name}") from error
+    await run("ip", "netns", "add", name)
 
 
 async def make_link(guest: Guest) -> None:
-    """A veth, its end eth0 in the guest's namespace, configured and up; the namespace is quiet already."""
-    try:
-        async with AsyncIPRoute() as host, AsyncIPRoute(netns=guest.name) as inside:
-            peer = {"ifname": GUEST_INTERFACE, "net_ns_fd": guest.name, "address": guest.mac}
-            await host.link("add", ifname=guest.port, kind="veth", peer=peer)
-            await asyncio.to_thread(disable_ipv6, guest.port)
-            eth0 = (await inside.link_lookup(ifname=GUEST_INTERFACE))[0]
-            await inside.addr("add", index=eth0, address=guest.address, prefixlen=PREFIX_LENGTH)
-            await inside.neigh(
-                "add", ifindex=eth0, dst=guest.peer_address, lladdr=guest.peer_mac, state="permanent"
-            )
-    except NetlinkError as error:
-        raise refused(netlink_as_os_error(error), f"making the link {guest.port}") from error
-    except OSError as error:
-        raise refused(error, f"making the link {guest.port}") from error
+    """A veth, its end eth0 in the guest's namespace, configured but down; the namespace is quiet already."""
+    peer = ("peer", "name", GUEST_INTERFACE, "address", guest.mac, "netns", guest.name)
+    await run("ip", "link", "add", guest.port, "type", "veth", *peer)
+    await asyncio.to_thread(disable_ipv6, guest.port)
+    inside = ("ip", "-n", guest.name)
+    await run(*inside, "address", "add", f"{guest.address}/{PREFIX_LENGTH}", "dev", GUEST_INTERFACE)
+    neighbour = (guest.peer_address, "lladdr", guest.peer_mac, "nud", "permanent")
+    await run(*inside, "neighbour", "add", *neighbour, "dev", GUEST_INTERFACE)
 
 
 async def raise_link(guest: Guest) -> None:
     """Both ends up, once the port is plugged in and nothing of either end will speak by itself."""
-    async with AsyncIPRoute() as host, AsyncIPRoute(netns=guest.name) as inside:
-        for routes, name in ((inside, GUEST_INTERFACE), (host, guest.port)):
-            index = (await routes.link_lookup(ifname=name))[0]
-            await routes.link("set", index=index, state="up")
+    await run("ip", "-n", guest.name, "link", "set", GUEST_INTERFACE, "up")
+    await run("ip", "link", "set", guest.port, "up")
 
 
 def disable_ipv6(interface: str) -> None:
@@ -92,14 +77,13 @@ def make_cgroup(directory: Path) -> None:
 
 
 async def remove_link(name: str) -> None:
-    async with AsyncIPRoute() as host:
-        for index in await host.link_lookup(ifname=name):
-            await host.link("del", index=index)
+    if await asyncio.to_thread(Path("/sys/class/net", name).exists):
+        await run("ip", "link", "delete", name)
 
 
 async def remove_namespace(name: str) -> None:
     if await asyncio.to_thread((NETNS_DIRECTORY / name).exists):
-        await asyncio.to_thread(netns.remove, name)
+        await run("ip", "netns", "delete", name)
 
 
 async def remove_cgroup(directory: Path, deadline: float = 5.0) -> None:

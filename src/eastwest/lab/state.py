@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 
 import msgspec
-from pyroute2.netlink.exceptions import NetlinkError
 
 from eastwest.errors import ConfigError, EastwestError, NotFoundError, RefusedError
 from eastwest.lab import place
@@ -104,7 +103,7 @@ async def remove(directory: Path) -> None:
         for step in (remove_switch(state.switch), taps, *links, *namespaces, *cgroups):
             try:
                 await step
-            except (EastwestError, OSError, NetlinkError) as error:
+            except (EastwestError, OSError) as error:
                 problems.append(str(error))
     if problems:
         raise EastwestError(f"not all of {directory.name} could be removed: {'; '.join(problems)}")

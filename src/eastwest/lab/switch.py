@@ -18,7 +18,13 @@ from eastwest.errors import EastwestError, MissingFeature
 SYSTEM_DIRECTORY = Path("/var/run/openvswitch")
 NETDEV_TAP = "ovs-netdev"
 """The tap device of every netdev datapath."""
-INSTALL = "apt-get install openvswitch-switch"
+PACKAGES = {"ip": "iproute2"}
+"""Debian's package of a command, where it is not Open vSwitch's."""
+
+
+def missing(command: str) -> MissingFeature:
+    package = PACKAGES.get(command, "openvswitch-switch")
+    return MissingFeature(f"{command} is not installed", f"apt-get install {package}")
 
 
 async def run(*command: str, deadline: float = 20.0) -> str:
@@ -28,7 +34,7 @@ async def run(*command: str, deadline: float = 20.0) -> str:
             *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
     except FileNotFoundError as error:
-        raise MissingFeature(f"{command[0]} is not installed", INSTALL) from error
+        raise missing(command[0]) from error
     try:
         out, err = await asyncio.wait_for(process.communicate(), deadline)
     except TimeoutError:
@@ -113,9 +119,7 @@ class Switch:
         quiet = "other-config:disable-in-band=true"
         settings = ("--", "set", "bridge", bridge, f"datapath_type={datapath}", quiet)
         await self.vsctl("add-br", bridge, *settings)
-        error = (await self.vsctl("get", "interface", bridge, "error")).strip()
-        if error != "[]":
-            raise EastwestError(f"Open vSwitch cannot make bridge {bridge}: {error}", "see its log")
+        await self._check_plugged(bridge)
 
     async def _start_daemons(self) -> None:
         directory, socket = self._directory, self.state.socket()
@@ -138,15 +142,19 @@ class Switch:
                 stderr=asyncio.subprocess.DEVNULL,
             )
         except FileNotFoundError as error:
-            raise MissingFeature(f"{name} is not installed", INSTALL) from error
+            raise missing(name) from error
         self._daemons.append(daemon)
 
     async def add_port(self, port: str, tag: int) -> None:
         """Plug the interface `port` in, as an access port of VLAN `tag`."""
         await self.vsctl("add-port", self._bridge, port, f"tag={tag}")
-        error = (await self.vsctl("get", "interface", port, "error")).strip()
-        if error != "[]":
-            raise EastwestError(f"Open vSwitch cannot use {port}: {error}", "see its log")
+        await self._check_plugged(port)
+
+    async def _check_plugged(self, interface: str) -> None:
+        """What failed has no port number; the error column stays empty where the whole bridge failed."""
+        number, error = (await self.vsctl("get", "interface", interface, "ofport", "error")).split("\n")[:2]
+        if not number.isdecimal():
+            raise EastwestError(f"Open vSwitch cannot use {interface}: {error}", "see its log")
 
     async def vsctl(self, *arguments: str) -> str:
         return await run("ovs-vsctl", f"--db={self.state.socket()}", "--timeout=15", *arguments)

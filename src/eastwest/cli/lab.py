@@ -1,0 +1,190 @@
+"""`eastwest lab`: a topology with real traffic, in the background until it is taken down."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from eastwest.cli.client import Api
+from eastwest.errors import EastwestError, NotFoundError, RefusedError
+from eastwest.lab import Lab, LabConfig
+from eastwest.lab.control import Control, ask
+from eastwest.lab.plan import Guest, Plan
+from eastwest.lab.state import STATE_DIR, labs, load, take_down
+
+METERED_SECONDS = 15.0
+UP_SECONDS = 60.0
+
+_STATE_DIR = click.option(
+    "--state-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=STATE_DIR,
+    show_default=True,
+    envvar="EASTWEST_LAB_STATE_DIR",
+    help="Where labs write down what they made.",
+)
+_NAME = click.argument("name", default="")
+
+
+def unmetered(plan: Plan, workloads: list[dict[str, object]]) -> list[str]:
+    """The lab's workloads that eastwest does not list yet, or lists without their port."""
+    listed = {row["name"]: bool(row["ports"]) for row in workloads}
+    return [
+        workload.name
+        for workload in plan.workloads
+        if workload.name not in listed or (isinstance(workload, Guest) and not listed[workload.name])
+    ]
+
+
+async def until_metered(plan: Plan, url: str | None = None, deadline: float = METERED_SECONDS) -> None:
+    """Wait until eastwest lists all of the lab: what is sent from now on, it counts.
+
+    RefusedError: no eastwest answers; EastwestError: it does, but does not list the lab within the deadline.
+    """
+    end = time.monotonic() + deadline
+    with Api(url) as api:
+        while missing := unmetered(plan, await asyncio.to_thread(api.get, "workloads")):
+            if time.monotonic() > end:
+                raise EastwestError(
+                    f"eastwest does not list {', '.join(missing)}",
+                    "see `eastwest doctor` and the probe's log",
+                )
+            await asyncio.sleep(0.1)
+
+
+@click.group("lab")
+def command() -> None:
+    """Make or remove a ready-made topology with real traffic."""
+
+
+@command.command()
+@_NAME
+@_STATE_DIR
+def up(name: str, state_dir: Path) -> None:
+    """Make a lab called NAME, or by a random name, and keep it running in the background.
+
+    Two tenants with the same addresses on an Open vSwitch bridge, and two groups of processes on the host's
+    network. Where eastwest runs, traffic starts once it lists them.
+    """
+    keep_it = [sys.executable, "-m", "eastwest", "lab", "keep", f"--state-dir={state_dir}"]
+    keeper = subprocess.Popen(
+        [*keep_it, *([name] if name else [])],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert keeper.stdout is not None and keeper.stderr is not None
+    with keeper.stdout as answer, keeper.stderr as complaint:
+        made = answer.readline().decode().strip()
+        if not made:
+            click.echo(complaint.read(), err=True, nl=False)
+            raise SystemExit(keeper.wait(UP_SECONDS))
+    state = load(state_dir / made)
+    if state is not None:
+        show(state.plan)
+
+
+@command.command()
+@_NAME
+@_STATE_DIR
+def down(name: str, state_dir: Path) -> None:
+    """Remove the lab NAME, or the only one there is, and all that it made; half-made ones too."""
+    chosen = choose(name, state_dir)
+    asyncio.run(take_down(chosen, state_dir))
+    click.echo(f"lab {chosen} is gone")
+
+
+@command.command()
+@_NAME
+@_STATE_DIR
+def pause(name: str, state_dir: Path) -> None:
+    """Stop the traffic, wait until all has arrived, and print the senders' record, one JSON document."""
+    record = asyncio.run(ask(state_dir / choose(name, state_dir), "pause"))
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+
+
+@command.command()
+@_NAME
+@_STATE_DIR
+def resume(name: str, state_dir: Path) -> None:
+    """Let the traffic of a paused lab flow again."""
+    asyncio.run(ask(state_dir / choose(name, state_dir), "resume"))
+
+
+@command.command(hidden=True)
+@_NAME
+@_STATE_DIR
+def keep(name: str, state_dir: Path) -> None:
+    """Make a lab, print its name, and keep it until SIGTERM: what `up` leaves running."""
+    asyncio.run(_keep(LabConfig(name=name, state_dir=state_dir)))
+
+
+async def _keep(config: LabConfig) -> None:
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    async with Lab(config) as lab, Control(lab):
+        click.echo(lab.name)
+        sys.stdout.flush()
+        _detach(lab.directory / "log")
+        traffic = asyncio.create_task(_start_traffic(lab))
+        await ended.wait()
+        traffic.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await traffic
+
+
+async def _start_traffic(lab: Lab) -> None:
+    try:
+        await until_metered(lab.plan)
+    except RefusedError:
+        pass  # Nobody meters: the lab is for whoever looks at it.
+    except EastwestError as error:
+        print(error, file=sys.stderr)
+    await lab.start()
+
+
+def _detach(log: Path) -> None:
+    """The terminal belongs to whoever called `up`, who is about to leave."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(descriptor, stream.fileno())
+    os.close(descriptor)
+
+
+def choose(name: str, state_dir: Path) -> str:
+    """The lab that is meant. RefusedError: there is none, or several and `name` says not which."""
+    if name:
+        return name
+    names = labs(state_dir)
+    if not names:
+        raise NotFoundError("there is no lab", "eastwest lab up")
+    if len(names) > 1:
+        raise RefusedError(f"there are several labs: {', '.join(names)}", "say which one")
+    return names[0]
+
+
+def show(plan: Plan) -> None:
+    """What a lab consists of, as a table."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("workload", "tenant", "address", "port", "VLAN", "where"):
+        table.add_column(title)
+    for workload in plan.workloads:
+        if isinstance(workload, Guest):
+            cells = (workload.tenant, workload.address, workload.port, str(workload.tag), "namespace")
+        else:
+            cells = ("", "127.0.0.1", "", "", workload.directory)
+        table.add_row(workload.name, *cells)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"Bridge {plan.bridge}. Remove all of it: eastwest lab down {plan.name}")
