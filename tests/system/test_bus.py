@@ -248,7 +248,7 @@ def test_probe_may_not_read_rows_nor_write_facts(tmp_path: Path) -> None:
             async with Bus(impatient) as probe, Bus(server.files.bus_config(SERVER_USER)) as bus:
                 await bus.bucket(FACTS_BUCKET).put("1", b"{}")
                 await probe.publish(FLOWS_H, b"1", host="h", boot=7, sequence=1)
-                with pytest.raises(BusError):
+                with pytest.raises(BusError, match="permissions violation"):
                     await probe.bucket(FACTS_BUCKET).put("1", b"forged")
                 async with Puller(probe, "thief") as thief:
                     with pytest.raises(BusError):

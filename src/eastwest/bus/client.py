@@ -159,8 +159,11 @@ class Bus:
         except nats.errors.MaxPayloadError:
             raise BusError(f"cannot {what}: more than a message may hold", "send less at once") from None
         except _FAILURES as error:
+            # What a user may not do gets no answer; the refusal comes by itself, before the timeout.
+            cause = client.last_error if "permissions" in str(client.last_error).lower() else error
             raise BusError(
-                f"cannot {what}: {_text(error)}", f"see that nats-server at {self._config.url} is running"
+                f"cannot {what}: {_text(cause or error)}",
+                f"see that nats-server at {self._config.url} is running",
             ) from error
 
     async def create_stream(self, client: Client) -> None:

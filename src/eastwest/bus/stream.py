@@ -107,19 +107,24 @@ class Puller:
 
 
 async def waiting(bus: Bus) -> AsyncIterator[Message]:
-    """Every message that is in the stream, oldest first, left where it is. Raises BusError.
+    """Every message that is in the stream now, oldest first, left where it is. Raises BusError.
 
     A message that is acknowledged meanwhile may be missing: look into the store after this, not before.
     """
 
-    async def read(client: Client, position: int) -> list[Msg]:
+    async def last(client: Client) -> int:
         await bus.create_stream(client)
+        state = (await client.jetstream(timeout=bus.timeout).stream_info(STREAM)).state
+        return state.last_seq if state.messages else 0
+
+    async def read(client: Client, position: int) -> list[Msg]:
         query = {"seq": position, "batch": _READ_BATCH, "max_bytes": _READ_BYTES}
         subject = f"$JS.API.DIRECT.GET.{STREAM}"
         return [m async for m in _replies(client, subject, query, bus.timeout)]
 
-    position = 1
-    while True:
+    # What is published from now on is left out: a busy stream has no end that could be reached.
+    end, position = await bus.call("read the stream", last), 1
+    while position <= end:
         at = position
         found = await bus.call("read the stream", lambda client, at=at: read(client, at))  # type: ignore[misc]
         if not found:
@@ -127,7 +132,8 @@ async def waiting(bus: Bus) -> AsyncIterator[Message]:
         for message in found:
             headers = message.headers or {}
             position = int(headers["Nats-Sequence"]) + 1
-            yield Message(headers["Nats-Subject"], bytes(message.data), headers, position - 1)
+            if position <= end + 1:
+                yield Message(headers["Nats-Subject"], bytes(message.data), headers, position - 1)
 
 
 async def _replies(

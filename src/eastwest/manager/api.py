@@ -1,0 +1,150 @@
+"""The HTTP API. Each route is one question to the backend; every refusal is {"error", "remedy"}."""
+
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from eastwest.errors import BusError, EastwestError, NotFoundError, RefusedError, StoreError
+from eastwest.manager import models
+from eastwest.manager.backend import Backend
+
+_STATUS: tuple[tuple[type[EastwestError], int], ...] = (
+    (NotFoundError, 404),
+    (RefusedError, 400),
+    (BusError, 503),
+    (StoreError, 503),
+)
+_LIMIT = 10_000
+_MAX_LIMIT = 1_000_000
+
+
+class NoQuery(BaseModel):
+    """No parameters: one that is not known is refused rather than ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class AllQuery(NoQuery):
+    """`all`: also what is gone."""
+
+    all: bool = False
+
+
+class TimeQuery(NoQuery):
+    """`label`: a selector; `since`, `until`: 30s, 5m, 2h, 1d (ago) or RFC 3339."""
+
+    label: str | None = Field(None, max_length=1000)
+    since: str = Field("5m", max_length=64)
+    until: str | None = Field(None, max_length=64)
+
+
+class FlowQuery(TimeQuery):
+    """`limit`: at most so many, the latest."""
+
+    limit: int = Field(_LIMIT, ge=1, le=_MAX_LIMIT)
+
+
+def create_app(backend: Backend) -> FastAPI:
+    """The application; its OpenAPI document is at /openapi.json."""
+    app = FastAPI(
+        title="eastwest",
+        description="Labels, counters, flows and the ledger of the traffic between workloads.",
+        version="1",
+        docs_url=None,  # its page would come from other people's servers
+        redoc_url=None,
+        responses={400: {"model": models.Error}, 503: {"model": models.Error}},
+    )
+    _add_lists(app, backend)
+    _add_flows(app, backend)
+    _add_facts(app, backend)
+    app.add_exception_handler(EastwestError, _refuse)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+def _add_lists(app: FastAPI, backend: Backend) -> None:
+    @app.get("/api/v1/labels")
+    async def labels(query: Annotated[AllQuery, Query()]) -> list[models.Label]:
+        """Labels with their counters; label 0 is what no workload claims."""
+        return await backend.labels(query.all)
+
+    @app.get("/api/v1/workloads")
+    async def workloads(query: Annotated[AllQuery, Query()]) -> list[models.Workload]:
+        """Workloads with all that is known of them."""
+        return await backend.workloads(query.all)
+
+    @app.get("/api/v1/ports")
+    async def ports(query: Annotated[NoQuery, Query()]) -> list[models.Port]:
+        """Ports of workloads, and the hosts' own interfaces."""
+        return await backend.ports()
+
+    @app.get("/api/v1/hosts")
+    async def hosts(query: Annotated[NoQuery, Query()]) -> list[models.Host]:
+        """The last report of every probe."""
+        return await backend.hosts()
+
+    @app.get("/api/v1/ledger")
+    async def ledger(query: Annotated[NoQuery, Query()]) -> list[models.LedgerEntry]:
+        """Where every packet of every label is."""
+        return await backend.ledger()
+
+    @app.get("/api/v1/health")
+    async def health(query: Annotated[NoQuery, Query()]) -> models.Health:
+        """Whether the server can do its work, what it has done, and what it costs."""
+        return await backend.health()
+
+
+def _add_flows(app: FastAPI, backend: Backend) -> None:
+    @app.get("/api/v1/flows", response_model=list[models.Flow])
+    async def flows(query: Annotated[FlowQuery, Query()]) -> Response:
+        """Flows that were active between two times, the latest first."""
+        document = await backend.flows(query.label, query.since, query.until, query.limit)
+        return Response(document, media_type="application/json")
+
+    @app.get("/api/v1/minutes")
+    async def minutes(query: Annotated[TimeQuery, Query()]) -> list[models.Minute]:
+        """Traffic by label and minute; kept longer than flows."""
+        return await backend.minutes(query.label, query.since, query.until)
+
+
+def _add_facts(app: FastAPI, backend: Backend) -> None:
+    @app.post("/api/v1/labels/{name}", responses={404: {"model": models.Error}})
+    async def set_facts(
+        name: Annotated[str, Path(max_length=255)], facts: models.Facts, query: Annotated[NoQuery, Query()]
+    ) -> models.LabelFacts:
+        """Say something of a workload, given by its name or label number; answers all that is said of it."""
+        return await backend.set_facts(name, facts)
+
+
+def error(status: int, what: str, remedy: str) -> JSONResponse:
+    """A refusal."""
+    return JSONResponse({"error": what, "remedy": remedy}, status)
+
+
+async def _refuse(request: Request, exception: Exception) -> Response:
+    assert isinstance(exception, EastwestError)
+    status = next((code for kind, code in _STATUS if isinstance(exception, kind)), 400)
+    return error(status, exception.what, exception.remedy)
+
+
+async def _invalid(request: Request, exception: Exception) -> Response:
+    assert isinstance(exception, RequestValidationError)
+    first: dict[str, Any] = exception.errors()[0]
+    where = ".".join(str(part) for part in first.get("loc", ()))
+    return error(400, f"{where}: {first.get('msg', 'invalid')}", "see /openapi.json for what is accepted")
+
+
+async def _http(request: Request, exception: Exception) -> Response:
+    assert isinstance(exception, HTTPException)
+    remedy = "see /openapi.json for what there is"
+    return error(exception.status_code, f"{request.url.path}: {exception.detail}", remedy)
+
+
+async def _unexpected(request: Request, exception: Exception) -> Response:
+    return error(500, "the server failed at this request", "see its log, and report it")

@@ -1,0 +1,85 @@
+"""The fleet: the last report of every probe."""
+
+import asyncio
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from eastwest.bus.client import Bus
+from eastwest.bus.messages import HOSTS_BUCKET, HostReport
+
+_MISSED_REPORTS = 3
+_LEAST_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Member:
+    """A host's last report, and when it was received (monotonic seconds)."""
+
+    report: HostReport
+    received: float
+
+    @property
+    def age(self) -> float:
+        """Seconds since the report; by this server's clock, as the host's may be wrong."""
+        return max(0.0, time.monotonic() - self.received)
+
+    @property
+    def alive(self) -> bool:
+        return self.age <= max(_LEAST_SECONDS, _MISSED_REPORTS * self.report.interval_seconds)
+
+
+class Fleet:
+    """Follows the hosts' reports while it is entered."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._members: dict[str, Member] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.malformed: Counter[str] = Counter()
+        """Reports that could not be read, by host."""
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._follow(), name="fleet")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    @property
+    def members(self) -> list[Member]:
+        return [self._members[host] for host in sorted(self._members)]
+
+    async def _follow(self) -> None:
+        async for host, document in self._bus.bucket(HOSTS_BUCKET).watch():
+            if document is None:
+                self._members.pop(host, None)
+                continue
+            try:
+                report = msgspec.json.decode(document, type=HostReport)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.malformed[host] += 1
+                continue
+            if report.host != host:
+                self.malformed[host] += 1
+                continue
+            self._take(report)
+
+    def _take(self, report: HostReport) -> None:
+        before = self._members.get(report.host)
+        if before is None:
+            # The first may be old, written before this server ran: only its own time tells.
+            age = max(0.0, time.time() - report.time / 1e9)
+            self._members[report.host] = Member(report, time.monotonic() - age)
+        elif before.report != report:
+            self._members[report.host] = Member(report, time.monotonic())

@@ -1,0 +1,513 @@
+"""The server's whole path: nats-server → collector → chDB → API, with numbers made by a fake probe."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from bus_server import RunningServer, running, until
+from fake_probe import FakeProbe, flow_rows, total_rows, workload
+
+from eastwest.bus.client import Bus
+from eastwest.bus.embedded import PROBE_USER, SERVER_USER
+from eastwest.bus.messages import FACTS_BUCKET, FLOWS, HOSTS_BUCKET, STREAM, TOTALS, WORKLOADS, Facts
+from eastwest.bus.stream import waiting
+from eastwest.collector.collector import Collector, CollectorConfig
+from eastwest.errors import ConfigError
+from eastwest.manager import models
+from eastwest.manager.manager import Manager, ManagerConfig
+from eastwest.store.store import Store, StoreConfig
+
+ALL = {"since": "2020-01-01T00:00:00Z"}
+
+
+@dataclass
+class Site:
+    """A running server and what a test needs of it."""
+
+    nats: RunningServer
+    probe_bus: Bus
+    bus: Bus
+    store: Store
+    collector: Collector
+    api: httpx.AsyncClient
+
+    async def get(self, path: str, **parameters: Any) -> Any:
+        response = await self.api.get(f"/api/v1/{path}", params=parameters)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    async def ledger(self) -> dict[int, tuple[int, int, int, dict[str, int], bool]]:
+        return {
+            e["label"]: (
+                e["seen_packets"],
+                e["stored_packets"],
+                e["pending_packets"],
+                e["lost"],
+                e["balanced"],
+            )
+            for e in await self.get("ledger")
+        }
+
+    async def settled(self, messages: int) -> None:
+        """Until so many messages are dealt with and none is in the stream."""
+
+        async def empty() -> bool:
+            done = self.collector.status
+            known = done.stored_messages + done.repeats + sum(done.malformed.values())
+            return known >= messages and not [m async for m in waiting(self.bus)]
+
+        await until(empty)
+
+
+@asynccontextmanager
+async def site(directory: Path, collecting: bool = True) -> AsyncIterator[Site]:
+    with running(directory / "bus") as nats:
+        async with (
+            Bus(nats.files.bus_config(PROBE_USER)) as probe_bus,
+            Bus(nats.files.bus_config(SERVER_USER)) as bus,
+            Store(StoreConfig(path=directory / "store")) as store,
+        ):
+            collector = Collector(CollectorConfig(), bus, store)
+            manager = Manager(ManagerConfig(listen="127.0.0.1:0"), bus, store, lambda: collector.status)
+            if collecting:
+                await collector.__aenter__()
+            async with manager, httpx.AsyncClient(base_url=manager.url, trust_env=False) as api:
+                yield Site(nats, probe_bus, bus, store, collector, api)
+            await collector.__aexit__(None, None, None)
+
+
+def test_a_row_becomes_an_answer(tmp_path: Path) -> None:
+    """Flows, totals and workloads arrive as labels, flows, ports, workloads and minutes, exactly."""
+
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            probe = FakeProbe(s.probe_bus)
+            await probe.workloads(workload(1, "web"), workload(2, "db", present=False))
+            await probe.flows([1, 2, 0], [10, 20, 30])
+            await probe.totals()
+            await s.settled(3)
+
+            labels = await s.get("labels")
+            assert [(x["label"], x["name"], x["egress_packets"], x["egress_bytes"]) for x in labels] == [
+                (0, "unattributed", 30, 3000),
+                (1, "web", 10, 1000),
+            ]
+            assert set(labels[0]) == set(models.Label.model_fields)
+            assert labels[1]["ports"] == ["veth1"]
+            assert labels[1]["first_seen"] == "2023-11-14T22:13:20.000000000Z"
+            assert labels[1]["last_seen"] == "2023-11-14T22:13:25.000000000Z"
+            everything = await s.get("labels", all="true")
+            assert [(x["label"], x["egress_packets"]) for x in everything] == [(0, 30), (1, 10), (2, 20)]
+
+            (flow,) = await s.get("flows", label="name=web", **ALL)
+            assert flow == {
+                "start": "2023-11-14T22:13:20.000000000Z", "end": "2023-11-14T22:13:21.000000000Z",
+                "host": "h", "port": "veth0", "label": 1, "class": "normal", "direction": "egress",
+                "src": "10.0.0.1", "dst": "10.0.0.2", "src_port": 1000, "dst_port": 80, "protocol": 6,
+                "packets": 10, "bytes": 1000, "tcp_flags": 27,
+            }  # fmt: skip
+            models.Flow.model_validate(flow)
+            assert [f["packets"] for f in await s.get("flows", **ALL)] == [30, 20, 10]
+            assert [f["packets"] for f in await s.get("flows", limit=1, **ALL)] == [30]
+            assert await s.get("flows") == []
+            assert await s.get("flows", label="tenant=nobody", **ALL) == []
+            assert [f["label"] for f in await s.get("flows", label="port=veth1", **ALL)] == [1]
+            assert await s.get("flows", until="2021-01-01T00:00:00Z", **ALL) == []
+
+            assert [(m["minute"], m["label"], m["packets"]) for m in await s.get("minutes", **ALL)] == [
+                ("2023-11-14T22:13:00Z", 0, 30),
+                ("2023-11-14T22:13:00Z", 1, 10),
+                ("2023-11-14T22:13:00Z", 2, 20),
+            ]
+            (web,) = await s.get("workloads")
+            assert set(web) == {f.alias or n for n, f in models.Workload.model_fields.items()}
+            assert (web["name"], web["class"], web["past_ports"]) == ("web", "normal", ["old0"])
+            assert [w["name"] for w in await s.get("workloads", all="true")] == ["web", "db"]
+
+            await probe.report(time.time_ns())
+
+            async def reported() -> bool:
+                return len(await s.get("hosts")) == 1
+
+            await until(reported)
+            (host,) = await s.get("hosts")
+            assert host["alive"] is True
+            assert host["started_at"] == "2023-11-14T22:13:20.000000000Z"
+            assert host["cost"]["sampled_at"] is None
+            port, interface = await s.get("ports")
+            assert (port["port"], port["label"], port["name"], port["mac"]) == (
+                "veth1", 1, "web", "02:00:00:00:00:01",
+            )  # fmt: skip
+            assert (interface["port"], interface["label"], interface["ingress_not_seen_by_cgroup"]) == (
+                "eth0", None, 1,
+            )  # fmt: skip
+            health = await s.get("health")
+            assert (health["status"], health["problems"]) == ("ok", [])
+            assert health["collector"]["stored_rows"] == 3 + 3 + 2
+            assert health["server"]["memory_bytes"] > 1 << 20
+            assert all(entry["balanced"] for entry in await s.get("ledger"))
+
+    asyncio.run(scenario())
+
+
+def test_ledger_counts_every_message_once_wherever_it_is(tmp_path: Path) -> None:
+    """Stored, in the stream, in the outbox, held, lost: the same message in two places counts once."""
+
+    async def scenario() -> None:
+        async with site(tmp_path, collecting=False) as s:
+            probe = FakeProbe(s.probe_bus)
+            await probe.answer()
+            await probe.report(time.time_ns())
+            await probe.flows([1, 2], [10, 20])
+            both = await probe.flows([1], [5])
+            probe.outbox.append(_pending(both, {1: 5}))  # in the stream, its acknowledgement under way
+            probe.keep([2], [7])
+            probe.seen[1] += 3
+            probe.lost[1] = 3
+            probe.seen[0] = probe.held = 4
+            await probe.totals()
+            await probe.flows([1], [1000])  # of the next drain
+            probe.seen[1] -= 1000
+
+            async def known() -> bool:
+                return len(await s.get("hosts")) == 1
+
+            await until(known)
+            expected = {
+                0: (4, 0, 4, {}, True),
+                1: (18, 0, 15, {"flow_map_full": 3}, True),
+                2: (27, 0, 27, {}, True),
+            }
+            assert await s.ledger() == expected
+            async with s.collector:
+                await s.settled(4)
+            assert await s.ledger() == {
+                0: (4, 0, 4, {}, True),
+                1: (18, 15, 0, {"flow_map_full": 3}, True),
+                2: (27, 20, 7, {}, True),
+            }
+
+    asyncio.run(scenario())
+
+
+def _pending(sequence: int, packets: dict[int, int]) -> Any:
+    from eastwest.bus.messages import PendingMessage
+
+    return PendingMessage(sequence, packets)
+
+
+def test_a_deleted_row_or_message_unbalances_the_ledger(tmp_path: Path) -> None:
+    """Every term is counted where it lies: what is taken away there is missed, and only there."""
+
+    async def scenario() -> None:
+        async with site(tmp_path, collecting=False) as s:
+            probe = FakeProbe(s.probe_bus)
+            await probe.answer()
+            await probe.report(time.time_ns())
+            await probe.flows([1, 2], [10, 20])
+            await probe.totals()
+            async with s.collector:
+                await s.settled(2)
+            assert await s.ledger() == {
+                0: (0, 0, 0, {}, True),
+                1: (10, 10, 0, {}, True),
+                2: (20, 20, 0, {}, True),
+            }
+
+            for statement in (
+                "ALTER TABLE eastwest.flows DELETE WHERE label = 1 SETTINGS mutations_sync = 1",
+                "DELETE FROM eastwest.flows WHERE label = 2",
+            ):
+                await s.store._engine.run(lambda database, sql: database.command(sql), statement)
+            assert await s.ledger() == {
+                0: (0, 0, 0, {}, True),
+                1: (10, 0, 0, {}, False),
+                2: (20, 0, 0, {}, False),
+            }
+
+            await probe.flows([3, 4], [30, 40])
+            await probe.flows([4], [2])
+            await probe.totals()
+            assert (await s.ledger())[3] == (30, 0, 30, {}, True)
+            first, _ = [m.position async for m in waiting(s.bus) if m.subject == f"{FLOWS}.h"]
+            await (await s.bus.connection()).jetstream().delete_msg(STREAM, first)
+            after = await s.ledger()
+            assert after[3] == (30, 0, 0, {}, False)
+            assert after[4] == (42, 0, 2, {}, False)
+
+    asyncio.run(scenario())
+
+
+def test_ledger_of_a_silent_probe_comes_from_its_totals(tmp_path: Path) -> None:
+    """Two boots, nobody answers: seen is what the accounts said last, and every boot balances for itself."""
+
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            for boot, packets in ((1, 10), (2, 5)):
+                probe = FakeProbe(s.probe_bus, boot=boot)
+                probe.seen[1], probe.lost[1] = 2, 2
+                await probe.flows([1], [packets])
+                await probe.totals()
+            await probe.flows([1], [100])  # a drain that never ended
+            await s.settled(5)
+            assert (await s.ledger())[1] == (19, 15, 0, {"flow_map_full": 4}, True)
+
+    asyncio.run(scenario())
+
+
+def test_expired_packets_keep_the_ledger_balanced(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            probe = FakeProbe(s.probe_bus)
+            await probe.flows([1, 2], [10, 20])
+            await probe.totals()
+            await s.settled(2)
+            from datetime import UTC, datetime, timedelta
+
+            assert await s.store.expire(datetime.now(UTC).date() + timedelta(7)) == []
+            assert len(await s.store.expire(datetime.now(UTC).date() + timedelta(8))) == 1
+            assert await s.ledger() == {
+                0: (0, 0, 0, {}, True),
+                1: (10, 0, 0, {"expired": 10}, True),
+                2: (20, 0, 0, {"expired": 20}, True),
+            }
+            assert await s.get("flows", **ALL) == []
+            assert sum(m["packets"] for m in await s.get("minutes", **ALL)) == 30
+
+    asyncio.run(scenario())
+
+
+def test_repeats_and_malformed_messages_are_counted_and_lose_nothing_else(tmp_path: Path) -> None:
+    """Each bad message is counted by its reason and never comes again; its neighbours are stored."""
+
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            probe = FakeProbe(s.probe_bus)
+            await probe.flows([1], [10])
+            client = await s.probe_bus.connection()
+            rows = flow_rows([1], [99])
+
+            async def raw(subject: str, payload: bytes, **headers: str) -> None:
+                told = {"Ew-Host": "h", "Ew-Boot": "1", "Ew-Sequence": "77"} | headers
+                await client.jetstream().publish(subject, payload, headers=told)
+
+            wrong = rows.copy()
+            wrong["direction"] = 2
+            await raw(f"{FLOWS}.h", rows.tobytes()[:-1])
+            await raw(f"{FLOWS}.h", wrong.tobytes())
+            await raw(f"{FLOWS}.h", rows.tobytes(), **{"Ew-Sequence": "-1"})
+            await raw(f"{FLOWS}.h", rows.tobytes(), **{"Ew-Host": "h i"})
+            await raw(f"{FLOWS}.other", rows.tobytes())
+            await raw("eastwest.flows.h.x", rows.tobytes())
+            await raw(f"{TOTALS}.h", b"x")
+            await raw(f"{WORKLOADS}.h", b"{")
+            await raw(f"{WORKLOADS}.h", msgspec.json.encode([workload(1, "x", last_seen=-1)]))
+            await raw(f"{FLOWS}.h", rows.tobytes(), **{"Ew-Sequence": "1"})  # repeats the first
+            await probe.flows([1], [5])
+            await probe.totals()
+            await s.settled(13)
+            status = s.collector.status
+            assert status.malformed == {"size": 2, "values": 2, "headers": 2, "subject": 2, "json": 1}
+            assert (status.repeats, status.stored_messages, status.stored_packets) == (1, 3, 15)
+            assert (await s.ledger())[1] == (15, 15, 0, {}, True)
+            await s.probe_bus.bucket(HOSTS_BUCKET).put("h", b"{")
+            assert await s.get("hosts") == []
+
+    asyncio.run(scenario())
+
+
+def test_ledger_balances_under_live_traffic(tmp_path: Path) -> None:
+    """While messages move, every ledger taken is balanced."""
+
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            probe = FakeProbe(s.probe_bus)
+            await probe.answer()
+            await probe.report(time.time_ns())
+            taken = 0
+
+            async def traffic() -> None:
+                counted = {1: 0, 2: 0}
+                for drain in range(1, 61):
+                    for k in range(1, 6):
+                        await probe.send(FLOWS, flow_rows([1, 2], [drain, k]).tobytes())
+                        counted[1] += drain
+                        counted[2] += k
+                    # As a probe does: an answer is as of the last drain that ended.
+                    cut = await probe.send(TOTALS, total_rows(counted).tobytes())
+                    probe.seen, probe.cut = dict(counted), cut
+                    # Let several ledgers see this drain's messages in different places.
+                    goal = taken + drain % 2
+                    await until(lambda goal=goal: _reached(lambda: taken >= goal))
+
+            work = asyncio.create_task(traffic())
+            while not work.done():
+                for label, entry in (await s.ledger()).items():
+                    assert entry[4], (label, entry)
+                taken += 1
+            await work
+            assert taken >= 30
+            await s.settled(360)
+            assert (await s.ledger())[1] == (9150, 9150, 0, {}, True)
+            assert (await s.ledger())[2] == (900, 900, 0, {}, True)
+
+    asyncio.run(scenario())
+
+
+async def _reached(condition: Callable[[], bool]) -> bool:
+    return condition()
+
+
+def test_label_set_merges_and_is_seen_by_the_probe(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            probe = FakeProbe(s.probe_bus)
+            await probe.workloads(workload(1, "web"), workload(2, "twin"), workload(3, "twin"))
+            await s.settled(1)
+
+            async def post(name: str, body: object) -> tuple[int, Any]:
+                response = await s.api.post(f"/api/v1/labels/{name}", json=body)
+                return response.status_code, response.json()
+
+            assert (await post("web", {"tenant": "blue", "service_id": 9}))[0] == 200
+            status, answer = await post("1", {"tenant": "red", "class": "suspect"})
+            assert (status, answer["label"], answer["name"]) == (200, 1, "web")
+            watch = s.probe_bus.bucket(FACTS_BUCKET).watch()
+            async with asyncio.timeout(10):
+                key, document = await anext(watch)
+            await watch.aclose()
+            assert key == "1" and document is not None
+            assert msgspec.json.decode(document, type=Facts) == Facts(
+                tenant="red", service_id=9, traffic_class="suspect"
+            )
+            for name, body, code, text in (
+                ("nobody", {}, 404, "there is no workload 'nobody'"),
+                ("twin", {}, 400, "'twin' names several workloads"),
+                ("web", {"colour": "red"}, 400, "body.colour: Extra inputs are not permitted"),
+                ("web", {"service_id": -1}, 400, "body.service_id"),
+                ("web", {"class": "good"}, 400, "body.class"),
+                ("web", ["x"], 400, "body"),
+            ):
+                status, answer = await post(name, body)
+                assert status == code
+                assert set(answer) == {"error", "remedy"}
+                assert answer["error"].startswith(text)
+
+    asyncio.run(scenario())
+
+
+def test_bad_requests_are_refused_in_one_form(tmp_path: Path) -> None:
+    """Every refusal is JSON with error and remedy."""
+
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            post = {"Content-Type": "application/json"}
+            for method, path, kwargs, code in (
+                ("GET", "/api/v1/labels?al=true", {}, 400),
+                ("GET", "/api/v1/hosts?x=1", {}, 400),
+                ("GET", "/api/v1/flows?since=yesterday", {}, 400),
+                ("GET", "/api/v1/flows?since=2026-01-01T00:00:00", {}, 400),
+                ("GET", "/api/v1/flows?label=colour%3Dred", {}, 400),
+                ("GET", "/api/v1/flows?limit=0", {}, 400),
+                ("GET", "/api/v1/nothing", {}, 404),
+                ("DELETE", "/api/v1/labels", {}, 405),
+                ("GET", "/api/v1/labels", {"headers": {"Host": "evil.example"}}, 403),
+                ("POST", "/api/v1/labels/1", {"content": b"x=1"}, 415),
+                ("POST", "/api/v1/labels/1", {"content": b"{" * 100_000, "headers": post}, 413),
+                ("POST", "/api/v1/labels/1", {"content": b"{", "headers": post}, 400),
+            ):
+                response = await s.api.request(method, path, **kwargs)
+                assert response.status_code == code, (path, response.text)
+                assert set(response.json()) == {"error", "remedy"}
+            document = (await s.api.get("/openapi.json")).json()
+            assert "/api/v1/ledger" in document["paths"]
+
+    asyncio.run(scenario())
+
+
+def test_api_stays_up_while_nats_server_is_away(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            probe = FakeProbe(s.probe_bus)
+            await probe.flows([1], [10])
+            await probe.totals()
+            await s.settled(2)
+            s.nats.kill()
+
+            async def degraded() -> bool:
+                return (await s.get("health"))["status"] == "degraded"
+
+            await until(degraded)
+            assert [x["egress_packets"] for x in await s.get("labels")] == [0, 10]
+            response = await s.api.get("/api/v1/ledger", timeout=30)
+            assert response.status_code == 503
+            assert "start it" in response.json()["remedy"]
+            s.nats.start()
+
+            async def well() -> bool:
+                return (await s.get("health"))["status"] == "ok"
+
+            await until(well)
+            await probe.flows([1], [1])
+            await probe.totals()
+            await s.settled(4)
+            assert (await s.ledger())[1] == (11, 11, 0, {}, True)
+
+    asyncio.run(scenario())
+
+
+def test_listening_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    """Port in use, open address without token, nonsense: one line each."""
+
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+
+            async def enter(listen: str, token_file: Path | None = None) -> None:
+                async with Manager(ManagerConfig(listen=listen, token_file=token_file), s.bus, s.store):
+                    pass
+
+            with socket.create_server(("127.0.0.1", 0)) as taken:
+                port = taken.getsockname()[1]
+                with pytest.raises(ConfigError, match=r"cannot listen on .*; stop what uses the port"):
+                    await enter(f"127.0.0.1:{port}")
+            with pytest.raises(ConfigError, match="set token_file"):
+                await enter("0.0.0.0:0")
+            with pytest.raises(ConfigError, match="write ADDRESS:PORT"):
+                await enter("nowhere")
+            with pytest.raises(ConfigError, match="token file"):
+                await enter("0.0.0.0:0", tmp_path / "absent")
+            secret = tmp_path / "token"
+            secret.write_text("0123456789abcdef\n")
+            async with (
+                Manager(ManagerConfig(listen="0.0.0.0:0", token_file=secret), s.bus, s.store) as open_manager,
+                httpx.AsyncClient(trust_env=False) as api,
+            ):
+                url = open_manager.url.replace("0.0.0.0", "127.0.0.1") + "/api/v1/labels"
+                assert (await api.get(url)).status_code == 401
+                header = {"Authorization": "Bearer 0123456789abcdef"}
+                assert (await api.get(url, headers=header)).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_json_of_the_ledger_has_the_contract_keys(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            response = await s.api.get("/api/v1/ledger")
+            assert json.loads(response.content) == [
+                {
+                    "label": 0, "seen_packets": 0, "stored_packets": 0, "pending_packets": 0,
+                    "lost": {}, "balanced": True,
+                }
+            ]  # fmt: skip
+
+    asyncio.run(scenario())
