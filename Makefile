@@ -45,11 +45,13 @@ $(KERNEL)/.built: $(SETUP) setup.py $(KERNEL)/_libbpf_build.py $(wildcard $(KERN
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
+# What is published: libbpf and libelf inside, so that installing it needs neither compiler nor packages.
 wheel: setup
 	rm -rf dist build
-	$(BIN)/python -m build --quiet --wheel --no-isolation
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel --quiet repair --wheel-dir dist dist/eastwest-*-linux_*.whl 2>/dev/null
-	rm dist/eastwest-*-linux_*.whl
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel >build.log 2>&1 || { cat build.log; exit 1; }
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl >build.log 2>&1 || { cat build.log; exit 1; }
+	rm -rf build build.log
+	@ls dist/*.whl
 
 clean:
 	rm -rf $(VENV) build dist $(KERNEL)/.built $(KERNEL)/*.o $(KERNEL)/*.so

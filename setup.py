@@ -38,4 +38,8 @@ class BuildKernel(build_ext):
             compile_bpf(source, out / f"{source.name.removesuffix('.c')}.o")
 
 
-setup(cffi_modules=[f"{KERNEL}/_libbpf_build.py:ffi"], cmdclass={"build_ext": BuildKernel})
+setup(
+    cffi_modules=[f"{KERNEL}/_libbpf_build.py:ffi"],
+    cmdclass={"build_ext": BuildKernel},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

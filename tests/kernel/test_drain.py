@@ -1,4 +1,4 @@
-"""Draining loses nothing, whatever happens at the same moment; overflow costs flow detail and nothing else."""
+"""Draining loses nothing, whatever happens at the same moment; overflow costs flow detail alone."""
 
 import os
 import subprocess
@@ -125,7 +125,7 @@ print(received)
 def test_egress_and_the_softirq_that_interrupts_it_count_both(
     meter: Meter, cgroup: Path, netns: Path
 ) -> None:
-    """Process-context egress and softirq ingress of one label on one CPU, on every CPU at once, while drained."""
+    """Process-context egress and softirq ingress of one label, on every CPU at once, while drained."""
     cpus, each = os.cpu_count() or 1, 500_000
     require(cpus > 1, "needs two CPUs")
     drain, packets = Drain(meter), np.zeros(2, np.int64)

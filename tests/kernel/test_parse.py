@@ -148,7 +148,7 @@ def test_live_frames_are_what_they_are_too(meter: Meter, port: tuple[Path, int])
 
 @pytest.mark.parametrize("segs", [3, 0])
 def test_a_super_packet_counts_as_its_segments(meter: Meter, segs: int) -> None:
-    """Three segments of 1000 bytes: three packets, three headers; also where the guest left them uncounted."""
+    """Three segments of 1000 bytes: three packets, three headers; also where a guest did not count."""
     drain = Drain(meter)
     frame = ethernet(ipv4(tcp(bytes(2500)), TCP), IP)
     trial.run(meter.program("port_ingress"), frame, gso_segs=segs, gso_size=1000)

@@ -121,6 +121,11 @@ class Probe:
                 self._journal.set_number("boot", meter.boot)
         return meter
 
+    @property
+    def boot(self) -> int:
+        """The life of the counters, unix ns of when their maps were made."""
+        return self._meter.boot
+
     async def run(self) -> None:
         """Work until cancelled. A task that fails for a reason it does not handle ends the probe."""
         await self._bus.serve(ledger_subject(self._config.host), self._answer_ledger)
