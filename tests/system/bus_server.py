@@ -2,17 +2,13 @@
 
 import asyncio
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from conftest import require
-
 from eastwest.bus.embedded import NatsServer, NatsServerConfig
 from eastwest.errors import BusError
+from tests.conftest import require
 
 
 class RunningServer:

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bus_server import running, until
 
 from eastwest.bus.client import Bus, BusConfig
 from eastwest.bus.embedded import PROBE_USER, SERVER_USER
 from eastwest.bus.messages import FACTS_BUCKET, HOSTS_BUCKET, LABELS_BUCKET, MAX_MESSAGE_BYTES
 from eastwest.bus.stream import Message, Puller, waiting
 from eastwest.errors import BusError, ConfigError
+from tests.system.bus_server import running, until
 
 FLOWS_H = "eastwest.flows.h"
 

@@ -13,8 +13,6 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from bus_server import RunningServer, running, until
-from fake_probe import FakeProbe, flow_rows, total_rows, workload
 
 from eastwest.bus.client import Bus
 from eastwest.bus.embedded import PROBE_USER, SERVER_USER
@@ -25,6 +23,8 @@ from eastwest.errors import ConfigError
 from eastwest.manager import models
 from eastwest.manager.manager import Manager, ManagerConfig
 from eastwest.store.store import Store, StoreConfig
+from tests.system.bus_server import RunningServer, running, until
+from tests.system.fake_probe import FakeProbe, flow_rows, total_rows, workload
 
 ALL = {"since": "2020-01-01T00:00:00Z"}
 

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from eastwest.errors import RefusedError
 
-_AGO = re.compile(r"(\d{1,9})([smhd])")
+_AGO = re.compile(r"([0-9]{1,9})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LATEST = 1 << 62
 
