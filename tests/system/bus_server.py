@@ -47,5 +47,5 @@ def running(directory: Path) -> Iterator[RunningServer]:
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
     """Wait for a condition; fail if it does not hold in time."""
     async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 (what is waited for is elsewhere)
+        while not await condition():
             await asyncio.sleep(0.02)

@@ -196,6 +196,10 @@ class Registry:
             last_seen=history.last_seen,
         )
 
+    def workloads(self) -> list[Workload]:
+        """All of them."""
+        return [self.workload(label) for label in sorted(self._by_label)]
+
     def changed(self) -> list[Workload]:
         """Workloads that are not as `told` says the fleet knows them."""
         return [self.workload(label) for label in sorted(self._changed)]

@@ -17,6 +17,7 @@ from eastwest.kernel import attach
 from eastwest.kernel.libbpf import BPF_NOEXIST, Map, Object
 from eastwest.kernel.netns import cookie, inside
 from eastwest.kernel.records import METER_OBJECT, enumeration, record
+from eastwest.meter import pins
 from eastwest.meter.config import MeterConfig
 
 _FIRST = bytes(4)
@@ -56,11 +57,11 @@ def cgroup_mount() -> Path:
 
 
 class Meter:
-    """The kernel side of counting. `pins` is the directory of its own BPF file system."""
+    """The kernel side of counting. `directory` is where its own BPF file system is mounted."""
 
-    def __init__(self, config: MeterConfig, pins: Path) -> None:
+    def __init__(self, config: MeterConfig, directory: Path) -> None:
         self._config = config
-        self._pins = pins
+        self._pins = directory
         self._object = Object(METER_OBJECT)
         self._lock = threading.Lock()
         self.tcx = True
@@ -168,6 +169,7 @@ class Meter:
             for direction, point in (("ingress", attach.TCX_INGRESS), ("egress", attach.TCX_EGRESS)):
                 program = self.program(f"{kind}_{direction}")
                 if not self.tcx:
+                    self._note_filter(ifindex, attached=True)
                     attach.clsact_filter(program, ifindex, direction == "egress")
                     continue
                 pin = self._pins / f"{kind}-{ifindex}-{direction}"
@@ -186,6 +188,12 @@ class Meter:
         if not self.tcx:
             with inside(self._config.netns):
                 attach.remove_clsact_filters(ifindex)
+            self._note_filter(ifindex, attached=False)
+
+    def _note_filter(self, ifindex: int, attached: bool) -> None:
+        filters = pins.noted_filters(self._pins)
+        if (ifindex in filters) != attached:
+            pins.note_filters(self._pins, self._config.netns, filters ^ {ifindex})
 
     # -- whose -----------------------------------------------------------------------------------------------
 

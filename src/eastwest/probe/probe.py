@@ -20,6 +20,7 @@ from eastwest.bus.messages import (
     HostReport,
     PendingMessage,
     ProbeLedger,
+    Workload,
     ledger_subject,
 )
 from eastwest.errors import BusError, EastwestError, StoreError
@@ -28,11 +29,11 @@ from eastwest.inventory.ports import Ports
 from eastwest.kernel.records import enumeration
 from eastwest.labels.registry import Registry
 from eastwest.labels.rules import Rule
+from eastwest.meter import pins
 from eastwest.meter.accounts import Accounts
 from eastwest.meter.drain import Drain
 from eastwest.meter.interfaces import host_interfaces
 from eastwest.meter.meter import Meter, cgroup_mount
-from eastwest.probe import pins
 from eastwest.probe.booking import Booking
 from eastwest.probe.config import ProbeConfig
 from eastwest.probe.cost import CostMeter
@@ -125,6 +126,19 @@ class Probe:
     def boot(self) -> int:
         """The life of the counters, unix ns of when their maps were made."""
         return self._meter.boot
+
+    @property
+    def held_packets(self) -> int:
+        """Packets in rows that wait for their workload."""
+        return int(np.sum(self._cutter.held.rows["packets"]))
+
+    def ports(self) -> list[str]:
+        """Names of the ports found, their workloads known or not."""
+        return [port.name for port in self._ports.all().values()]
+
+    def workloads(self) -> list[Workload]:
+        """Every workload this host ever had."""
+        return self._registry.workloads()
 
     async def run(self) -> None:
         """Work until cancelled. A task that fails for a reason it does not handle ends the probe."""
@@ -269,7 +283,7 @@ class Probe:
             cut=self._cutter.sequence,
             seen={label: tally.seen for label, tally in self._cutter.ledger.items()},
             lost={label: tally.lost for label, tally in self._cutter.ledger.items() if tally.lost},
-            held=int(np.sum(self._cutter.held.rows["packets"])),
+            held=self.held_packets,
             outbox=[PendingMessage(sequence, packets) for sequence, packets in unsent],
         )
         return msgspec.json.encode(ledger)

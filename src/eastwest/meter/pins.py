@@ -1,4 +1,7 @@
-"""What a probe leaves in the kernel on purpose, and how it is removed."""
+"""What a meter leaves in the kernel on purpose, and how it is removed.
+
+Everything is in one place of a state directory: `bpf` (pinned maps and links) and `filters.json`.
+"""
 
 from pathlib import Path
 
@@ -25,10 +28,16 @@ def _traces(state_dir: Path) -> Path:
     return state_dir / "filters.json"
 
 
-def note_filters(state_dir: Path, netns: Path | None, interfaces: list[int]) -> None:
+def note_filters(pins: Path, netns: Path | None, interfaces: set[int]) -> None:
     """Remember classic filters: they live until somebody removes them."""
-    text = msgspec.json.encode(Traces(str(netns) if netns else None, interfaces))
-    _traces(state_dir).write_bytes(text)
+    text = msgspec.json.encode(Traces(str(netns) if netns else None, sorted(interfaces)))
+    _traces(pins.parent).write_bytes(text)
+
+
+def noted_filters(pins: Path) -> set[int]:
+    """Interfaces that an earlier meter attached classic filters to."""
+    file = _traces(pins.parent)
+    return set(msgspec.json.decode(file.read_bytes(), type=Traces).interfaces) if file.exists() else set()
 
 
 def remove(state_dir: Path) -> bool:
