@@ -11,7 +11,7 @@ PACKAGES := clang llvm gcc libc6-dev libbpf-dev libelf-dev zlib1g-dev bpftool py
 .PHONY: demo test lint setup lock wheel clean
 
 demo: setup
-	$(BIN)/python -m eastwest.lab.demo
+	$(BIN)/eastwest demo
 
 test: setup lint
 	$(BIN)/pytest

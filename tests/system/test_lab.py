@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import require
 
 from eastwest.lab import Lab, LabConfig, Record
 from eastwest.lab.plan import Group, random_name
 from eastwest.lab.state import LabState, load
+from tests.conftest import require
 
 EASTWEST = [sys.executable, "-m", "eastwest"]
 ETH_P_ALL = 3
@@ -267,3 +267,36 @@ def test_a_lab_half_made_is_undone(state_dir: Path) -> None:
         # The lab's own clearing away may have taken it along: it had the lab's name.
         subprocess.run(["ip", "link", "delete", taken], check=False, capture_output=True)
     assert traces(name, state_dir) == []
+
+
+def test_the_demo_agrees_with_the_senders_and_leaves_nothing(state_dir: Path) -> None:
+    """Three seconds of traffic: exit 0, every row marked; an interrupted one ends in order, too."""
+    command = [*EASTWEST, "demo", "--seconds", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # 6 labels, 12 flows, 6 accounts, the conclusion.
+    assert done.stdout.count("✓") == 25
+    assert "✗" not in done.stdout
+    name = done.stdout.split("making lab ")[1].split(":")[0]
+    directory = Path(done.stdout.split("--state-dir ")[1].split("/state ")[0])
+    assert traces(name, directory) == []
+    assert not directory.exists()
+
+
+def test_an_interrupted_demo_leaves_nothing(state_dir: Path) -> None:
+    """Ctrl-C while traffic flows: exit 130; lab, state and kernel are as before."""
+    command = [*EASTWEST, "demo", "--seconds", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        said = ""
+        for line in demo.stdout:
+            said += line
+            if "traffic has been flowing" in line:
+                demo.send_signal(signal.SIGINT)
+                break
+        demo.stdout.read()
+        assert demo.wait(60) == 130
+    name = said.split("making lab ")[1].split(":")[0]
+    directory = Path(said.split("--state-dir ")[1].split("/state ")[0])
+    assert traces(name, directory) == []
+    assert not directory.exists()
