@@ -35,7 +35,7 @@ HIDDEN = frozenset({"demo"})
 
 _USAGE = 2
 _INTERRUPTED = 130
-_BROKEN_PIPE = 141
+_BROKEN_PIPE = 1  # what click makes of it when it notices first
 
 
 class _Verbs(click.Group):

@@ -17,17 +17,22 @@ from eastwest.cli.headline import headline
 from eastwest.cli.labels import suspect_packets
 from eastwest.cli.rates import Rate, Rates
 from eastwest.cli.render import Row
-from eastwest.cli.units import bits, count, octets
+from eastwest.cli.units import EMPTY, bits, count, octets
 from eastwest.errors import EastwestError
 from eastwest.labels.selector import Selector
 
 Line = tuple[Row, Rate]
 
+
+def _kind(line: Line) -> str:
+    return EMPTY if line[0]["label"] == 0 else str(line[0]["kind"])
+
+
 _COLUMNS: tuple[GridColumn[Line], ...] = (
     GridColumn("label", "label", 6, lambda line: str(line[0]["label"]), right=True),
     GridColumn("name", "name", 15, lambda line: line[0]["name"], grow=3),
     GridColumn("tenant", "tenant", 8, lambda line: line[0]["tenant"], grow=1),
-    GridColumn("kind", "kind", 7, lambda line: line[0]["kind"], grow=1),
+    GridColumn("kind", "kind", 7, _kind, grow=1),
     GridColumn("in packets", "in/s", 7, lambda line: count(line[1].in_packets), right=True),
     GridColumn("in", "in b/s", 8, lambda line: bits(line[1].in_bits), right=True),
     GridColumn("out packets", "out/s", 7, lambda line: count(line[1].out_packets), right=True),
@@ -51,7 +56,7 @@ class Board(App[None]):
     """Every workload's traffic, once a second."""
 
     CSS = """
-    #head { height: 3; }
+    #head { height: 4; }
     #filter { height: 1; border: none; padding: 0; display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -77,6 +82,7 @@ class Board(App[None]):
         self._order = "traffic"
         self._selector_text = ""
         self._problem = ""
+        self._misread = ""
 
     def compose(self) -> ComposeResult:
         yield Static(id="head")
@@ -130,9 +136,9 @@ class Board(App[None]):
         try:
             Selector.parse(text)
         except EastwestError as error:
-            self._problem = str(error)
+            self._misread = str(error)
         else:
-            self._selector_text, self._problem = text, ""
+            self._selector_text, self._misread = text, ""
             self.query_one("#filter", Input).styles.display = "none"
             self.query_one(Grid).focus()
         self._show()
@@ -146,7 +152,7 @@ class Board(App[None]):
     def _show(self) -> None:
         # The lowest screen: the flows of a workload may lie over it.
         board = self.screen_stack[0]
-        head = headline(self._snapshot, self._selector_text, self._problem)
+        head = headline(self._snapshot, self._selector_text, self._misread or self._problem)
         board.query_one("#head", Static).update(head)
         board.query_one(Grid).show_items(self._lines(), self._order, _style)
 

@@ -25,7 +25,7 @@ _OWN = (*MADE_BY_UP, "bpf", "filters.json", "lock", "probe.db*", "store")
 @options.state_dir
 def command(purge: bool, state_dir: Path | None) -> None:
     """Stop a running `eastwest up`, and end the counting that it left in the kernel."""
-    from eastwest.probe import pins
+    from eastwest.meter import pins
 
     if os.geteuid() != 0:
         raise MissingPrivilege("eastwest down detaches BPF programs, which needs root", "run it with sudo")

@@ -4,19 +4,22 @@ from rich.text import Text
 
 from eastwest.cli.feed import Snapshot
 from eastwest.cli.render import Row
-from eastwest.cli.units import count, octets
+from eastwest.cli.units import EMPTY, count, octets
 
 _LABELS_SHOWN = 6
 
 
 def headline(snapshot: Snapshot, filtered: str, problem: str) -> Text:
-    """Three lines for 80 columns; `problem` replaces the last, because it wants to be read."""
+    """Four lines for 80 columns; `problem` replaces the last, because it wants to be read."""
     lines = [
         _who(snapshot, filtered),
-        _cost(snapshot),
+        _kernel_cost(snapshot),
+        _process_cost(snapshot),
         Text(problem, "bold red") if problem else _ledger(snapshot.ledger),
     ]
-    return Text("\n").join(lines)
+    text = Text("\n").join(lines)
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
 
 
 def _who(snapshot: Snapshot, filtered: str) -> Text:
@@ -35,32 +38,45 @@ def _who(snapshot: Snapshot, filtered: str) -> Text:
     return text
 
 
-def _cost(snapshot: Snapshot) -> Text:
-    """Of the host whose probe takes most."""
-    text = Text("cost", "dim")
-    if not snapshot.hosts:
+def _dearest(snapshot: Snapshot) -> Row | None:
+    """The cost of the host whose probe takes most; its name if there are several."""
+    costs = [host["cost"] | {"host": host["host"]} for host in snapshot.hosts]
+    return max(costs, key=lambda cost: float(cost["cpu_percent"]), default=None)
+
+
+def _kernel_cost(snapshot: Snapshot) -> Text:
+    """ns per packet of each program that ran in the last sample, in / out."""
+    text = Text("kernel", "dim")
+    cost = _dearest(snapshot)
+    if cost is None:
         return text.append("  no host has reported yet", "dim")
-    cost = max((host["cost"] for host in snapshot.hosts), key=lambda cost: float(cost["cpu_percent"]))
-    programs = [
-        f"{_short(program['program'])} {program['ns_per_packet']:.0f}"
-        for program in cost["programs"]
-        if program["runs"]
-    ]
-    if programs:
-        text.append(f"  ns/packet {', '.join(programs)}", "default")
-    text.append(f"  probe {_taken(cost)}", "default")
-    server = snapshot.health.get("server")
-    if server:
+    by_hook: dict[str, list[str]] = {}
+    for program in cost["programs"]:
+        hook = program["program"].rpartition("_")[0]
+        shown = f"{program['ns_per_packet']:.0f}" if program["runs"] else EMPTY
+        by_hook.setdefault(hook, []).append(shown)
+    ran = {hook: " / ".join(costs) for hook, costs in by_hook.items() if set(costs) != {EMPTY}}
+    if not ran:
+        return text.append("  idle in the last sample", "default")
+    text.append("  ns per packet in / out", "default")
+    for hook, costs in ran.items():
+        text.append(f"  {hook} {costs}", "default")
+    return text
+
+
+def _process_cost(snapshot: Snapshot) -> Text:
+    text = Text("cost", "dim")
+    cost, server = _dearest(snapshot), snapshot.health.get("server")
+    if cost is not None:
+        where = f" on {cost['host']}" if len(snapshot.hosts) > 1 else ""
+        text.append(f"    probe{where} {_taken(cost)}", "default")
+    if server is not None:
         text.append(f"  server {_taken(server)}", "default")
     return text
 
 
-def _short(program: str) -> str:
-    return program.replace("_ingress", " in").replace("_egress", " out")
-
-
 def _taken(cost: Row) -> str:
-    return f"{cost['cpu_percent']:.1f}% {octets(cost['memory_bytes'])}"
+    return f"{cost['cpu_percent']:.1f} % {octets(cost['memory_bytes'])}"
 
 
 def _ledger(ledger: list[Row]) -> Text:

@@ -24,10 +24,14 @@ def _suspect(row: Row) -> str:
     return count(suspect_packets(row)) if suspect_packets(row) else ""
 
 
+def _kind(row: Row) -> str:
+    return "" if row["label"] == 0 else str(row["kind"])
+
+
 COLUMNS = (
     Column("label", field("label"), "right"),
     Column("name", field("name"), keep=False),
-    Column("kind", field("kind"), keep=False),
+    Column("kind", _kind, keep=False),
     Column("tenant", field("tenant"), keep=False, drop="empty"),
     Column("service", field("service"), keep=False, drop="empty"),
     Column("host", field("host"), keep=False, drop="same"),

@@ -40,6 +40,10 @@ def command(as_json: bool) -> None:
     if as_json:
         show_json(rows)
         return
-    rows = [row | {"name": names.get(row["label"], "")} for row in rows]
+    rows = [
+        row | {"name": names.get(row["label"], "")}
+        for row in rows
+        if row["seen_packets"] or row["stored_packets"] or not row["balanced"]
+    ]
     rows.sort(key=lambda row: (row["balanced"], -row["seen_packets"]))
     show_table(COLUMNS, rows, "nothing seen yet", lambda row: "" if row["balanced"] else "bold red")

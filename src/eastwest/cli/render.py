@@ -68,13 +68,16 @@ def show_table(
         table.add_column(
             column.title,
             justify=column.justify,
-            no_wrap=True,
-            overflow="ellipsis",
+            # Of these rich takes nothing where the terminal is narrow.
+            no_wrap=column.keep,
             min_width=None if not column.keep else _width(column, rows),
         )
     for row in rows:
         # Text, not str: names come from outside and must not be read as markup.
-        cells = [Text(_printable(column.cell(row)) or EMPTY) for column in columns]
+        cells = [
+            Text(_printable(column.cell(row)) or EMPTY, no_wrap=True, overflow="ellipsis")
+            for column in columns
+        ]
         table.add_row(*cells, style=style(row) if style else "")
     console = Console(highlight=False)
     if not console.is_terminal:

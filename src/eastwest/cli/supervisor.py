@@ -177,8 +177,9 @@ class _Keeper:
         if self._process is None or self._process.returncode is None:
             return f"cannot be started ({self._last_line})"
         code = self._process.returncode
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"{how} (last words: {self._last_line})" if self._last_line else how
+        if code < 0:
+            return f"was ended by {signal.Signals(-code).name}"
+        return f"ended with exit code {code}" + (f" ({self._last_line})" if self._last_line else "")
 
 
 def confined(child: Child) -> list[str]:

@@ -15,7 +15,7 @@ def command() -> None:
 
     Keys: q quit, / filter by selector, Enter flows of a workload; r i o t s n l sort.
     """
-    if not sys.stdout.isatty():
+    if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
         raise RefusedError("top needs a terminal", "use `eastwest labels --json` in scripts")
     with Api() as api:
         api.get("hosts")  # nobody there: say so on one line instead of an empty screen

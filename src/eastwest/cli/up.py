@@ -77,11 +77,14 @@ async def _up(config: UpConfig, deployment: "Deployment") -> None:
 async def _run(config: UpConfig, deployment: "Deployment", supervisor: Supervisor) -> None:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(supervisor)
-        await _until_ready(deployment)
+        ready = await _until_ready(deployment, patient=config.seconds is None)
         if config.lab:
             await _enter_lab(stack, deployment)
-        print(f"eastwest is ready: {deployment.url}  (API; described at /openapi.json)", flush=True)
+        if ready:
+            print(f"eastwest is ready: {deployment.url}  (API; described at /openapi.json)", flush=True)
         await asyncio.sleep(config.seconds) if config.seconds is not None else await asyncio.Event().wait()
+        if not ready:
+            raise EastwestError("eastwest never became ready", f"see {deployment.log_dir}")
 
 
 async def _enter_lab(stack: AsyncExitStack, deployment: "Deployment") -> None:
@@ -98,8 +101,11 @@ async def _enter_lab(stack: AsyncExitStack, deployment: "Deployment") -> None:
         say(f"no lab: {error}")
 
 
-async def _until_ready(deployment: "Deployment") -> None:
-    """Wait until the server answers and has this host's report; after a while say what is missing, once."""
+async def _until_ready(deployment: "Deployment", patient: bool) -> bool:
+    """Wait until the server answers and has this host's report; after a while say what is missing, once.
+
+    False where one who is not patient (who has said how long to run) need not wait longer.
+    """
     from eastwest.cli.ready import missing
 
     loop = asyncio.get_running_loop()
@@ -109,7 +115,10 @@ async def _until_ready(deployment: "Deployment") -> None:
         if not said and loop.time() > deadline:
             say(f"not ready after {READY_SECONDS:g} s: {what}; see {deployment.log_dir}. Going on")
             said = True
+            if not patient:
+                return False
         await asyncio.sleep(_POLL_SECONDS)
+    return True
 
 
 def say(text: str) -> None:

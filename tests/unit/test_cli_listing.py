@@ -1,0 +1,185 @@
+"""The listing verbs against an API: documents untouched, tables readable, errors on one line."""
+
+import json
+import socket
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from eastwest import cli
+from eastwest.cli import render
+from tests.unit.cli_stub import Stub, entry, flow, host, label, serving
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    """A stub API that EASTWEST_URL points to."""
+    with serving() as stub:
+        monkeypatch.setenv("EASTWEST_URL", stub.url)
+        monkeypatch.delenv("EASTWEST_TOKEN", raising=False)
+        yield stub
+
+
+@pytest.mark.parametrize("verb", ["labels", "workloads", "ports", "flows", "ledger", "hosts"])
+def test_json_is_the_api_document(api: Stub, capsys: Capture, verb: str) -> None:
+    """--json prints one document, exactly the API's, and asks once."""
+    document = [{"label": 2**53 + 1, "name": "über", "new_field": None}]
+    api.answers[verb] = document
+    assert cli.main([verb, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == document
+    assert [asked[:2] for asked in api.asked] == [("GET", verb)]
+
+
+def test_labels_busiest_first_unattributed_last(api: Stub, capsys: Capture) -> None:
+    """People see the busiest on top, in human units, and what nobody claimed at the end."""
+    api.answers["labels"] = [
+        label(0, "unattributed", kind="unattributed", ingress_bytes=9_000_000_000),
+        label(7, "quiet"),
+        label(8, "busy", tenant="red", egress_packets=1234, egress_bytes=1_500_000, suspect_egress_packets=3),
+    ]
+    assert cli.main(["labels"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[2:]] == ["busy", "quiet", "unattributed"]
+    assert lines[2].split() == ["8", "busy", "netns", "red", "–", "–", "1.23", "k", "1.50", "MB", "3"]  # noqa: RUF001
+    assert "host" not in lines[0]  # all say the same
+
+
+def test_labels_all_is_passed_on(api: Stub) -> None:
+    """--all asks for those that are gone, too."""
+    api.answers["labels"] = []
+    assert cli.main(["labels", "--all", "--json"]) == 0
+    assert cli.main(["labels", "--json"]) == 0
+    assert [asked[2] for asked in api.asked] == [{"all": ["true"]}, {}]
+
+
+def test_flows_ask_what_was_said(api: Stub, capsys: Capture) -> None:
+    """Selector, times and limit reach the API as they were given; rows are shown by size."""
+    api.answers["flows"] = [
+        flow(bytes=10, protocol=17),
+        flow(bytes=9000, src="fd00::1", dst="fd00::2"),
+        flow(bytes=42, protocol=0x0806, src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff", src_port=0),
+    ]
+    arguments = ["--label", "tenant=a,name=w*", "--since", "1h", "--until", "5m", "--limit", "3"]
+    assert cli.main(["flows", *arguments]) == 0
+    query = {"label": ["tenant=a,name=w*"], "since": ["1h"], "until": ["5m"], "limit": ["3"]}
+    assert api.asked[0][2] == query
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert "[fd00::1]:4000" in lines[0]
+    assert "9.00 kB" in lines[0]
+    assert lines[0].rstrip().endswith("SA")
+    assert " arp " in lines[1]
+    assert " udp " in lines[2]
+
+
+def test_flows_refuse_a_bad_selector_at_once(api: Stub, capsys: Capture) -> None:
+    """A selector that cannot be understood never leaves the command."""
+    assert cli.main(["flows", "--label", "tennant=a"]) == 1
+    assert "'tennant=a' is not a selector condition" in capsys.readouterr().err
+    assert api.asked == []
+
+
+def test_ledger_names_what_is_lost_and_wrong(api: Stub, capsys: Capture) -> None:
+    """What does not balance comes first; losses by place; digits in full."""
+    api.answers["ledger"] = [entry(7, 1_234_567, flow_map_full=7), entry(8, 5, False), entry(9, 0)]
+    api.answers["labels"] = [label(7, "web"), label(8, "db"), label(9, "idle")]
+    assert cli.main(["ledger"]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split()[1] for line in lines] == ["db", "web"]
+    assert lines[0].split()[-1] == "NO"
+    assert "1,234,567" in lines[1]
+    assert "flow_map_full 7" in lines[1]
+
+
+def test_hosts_show_cost_and_problems(api: Stub, capsys: Capture) -> None:
+    """Own cost per packet is weighted by runs; problems are told in full."""
+    api.answers["hosts"] = [host(problems=["no Open vSwitch; start it"])]
+    assert cli.main(["hosts"]) == 0
+    out = capsys.readouterr().out
+    assert " 98 " in out  # (10 x 95.4 + 30 x 99.4) / 40
+    assert "1.50 k" in out
+    assert "h1: no Open vSwitch; start it" in out
+
+
+def test_label_set_posts_typed_facts(api: Stub) -> None:
+    """KEY=VALUE becomes JSON with a numeric service_id; the name is one path segment."""
+    api.answers["labels/a/b c"] = {}
+    arguments = ["a/b c", "tenant=red", "service_id=42", "class=suspect", "service=x=y"]
+    assert cli.main(["label", "set", *arguments]) == 0
+    facts = {"tenant": "red", "service_id": 42, "class": "suspect", "service": "x=y"}
+    assert api.asked == [("POST", "labels/a/b c", {}, facts)]
+
+
+@pytest.mark.parametrize("fact", ["foo", "foo=1", "service_id=x", "service_id=-1", "class=evil"])
+def test_label_set_refuses_wrong_facts(api: Stub, fact: str) -> None:
+    """What cannot be a fact is wrong usage, and is not sent."""
+    assert cli.main(["label", "set", "w", fact]) == 2
+    assert api.asked == []
+
+
+def test_api_error_is_one_line(api: Stub, capsys: Capture) -> None:
+    """The API's error and remedy become the command's."""
+    api.answers["flows"] = (400, {"error": "cannot read the time 'x'", "remedy": "write 5m"})
+    assert cli.main(["flows"]) == 1
+    assert capsys.readouterr() == ("", "eastwest: cannot read the time 'x'; write 5m\n")
+    assert cli.main(["label", "set", "nobody", "tenant=a"]) == 1
+    assert capsys.readouterr().err == "eastwest: no labels/nobody; look elsewhere\n"
+
+
+def test_something_else_answers(api: Stub, capsys: Capture) -> None:
+    """A server that is not eastwest's is named as such."""
+    api.answers["hosts"] = (200, b"<html>")
+    assert cli.main(["hosts"]) == 1
+    assert capsys.readouterr().err.endswith("not as an eastwest server; correct EASTWEST_URL\n")
+
+
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Where it looked, and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    monkeypatch.setenv("EASTWEST_URL", url)
+    assert cli.main(["labels"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"eastwest: no eastwest server at {url} (")
+    assert err.endswith("run `eastwest up`, or set EASTWEST_URL to where it is\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("url", ["nonsense", "ftp://x", "http://"])
+def test_url_that_is_none(monkeypatch: pytest.MonkeyPatch, capsys: Capture, url: str) -> None:
+    """A wrong EASTWEST_URL is named, with an example."""
+    monkeypatch.setenv("EASTWEST_URL", url)
+    assert cli.main(["labels"]) == 1
+    assert "write it like http://127.0.0.1:8470" in capsys.readouterr().err
+
+
+def test_token_is_sent(api: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EASTWEST_TOKEN goes with the request."""
+    monkeypatch.setenv("EASTWEST_TOKEN", "s3cret")
+    api.answers["hosts"] = []
+    assert cli.main(["hosts", "--json"]) == 0
+    assert api.headers[0]["Authorization"] == "Bearer s3cret"
+
+
+def test_names_cannot_steer_the_terminal(capsys: Capture) -> None:
+    """Control characters and markup in a name arrive as text."""
+    rows = [{"name": "\x1b[31m[red]x[/red]"}]
+    render.show_table([render.Column("name", render.field("name"))], rows, "nothing")
+    assert capsys.readouterr().out.splitlines()[2].rstrip() == "?[31m[red]x[/red]"
+
+
+def test_narrow_terminal_keeps_numbers(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """At 40 columns the long name is shortened, the number is not."""
+    monkeypatch.setattr(
+        render, "Console", lambda **_: Console(width=40, force_terminal=True, color_system=None)
+    )
+    columns = [
+        render.Column("name", render.field("name"), keep=False),
+        render.Column("bytes", render.field("bytes"), "right"),
+    ]
+    render.show_table(columns, [{"name": "n" * 80, "bytes": "123 456 789"}], "nothing")
+    line = capsys.readouterr().out.splitlines()[2]
+    assert "123 456 789" in line
+    assert "…" in line
