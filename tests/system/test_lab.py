@@ -255,6 +255,19 @@ def test_nothing_is_left_of_a_lab_whose_processes_were_killed(state_dir: Path) -
         wait_until(lambda name=name: traces(name, state_dir) == [], f"{name} is gone")  # type: ignore[misc]
 
 
+def test_a_lab_that_somebody_uses_is_not_taken_down(state_dir: Path) -> None:
+    """`lab down` would end whatever made it, so it refuses and says which process that is."""
+
+    async def scenario() -> tuple[str, str]:
+        async with Lab(LabConfig(state_dir=state_dir)) as lab:
+            down = await asyncio.to_thread(run, "down", state_dir=state_dir, code=1)
+            return lab.name, down.stderr
+
+    name, refused = asyncio.run(scenario())
+    owner = f"the lab {name} belongs to process {os.getpid()}, which removes it at its end"
+    assert refused == f"eastwest: {owner}; end that: kill {os.getpid()}\n"
+
+
 def test_a_lab_half_made_is_undone(state_dir: Path) -> None:
     """A link of the last guest's name is in the way: the error says so, and nothing of the lab stays."""
     name = random_name()

@@ -85,7 +85,12 @@ def up(name: str, state_dir: Path) -> None:
     )
     assert keeper.stdout is not None and keeper.stderr is not None
     with keeper.stdout as answer, keeper.stderr as complaint:
-        made = answer.readline().decode().strip()
+        try:
+            made = answer.readline().decode().strip()
+        except KeyboardInterrupt:
+            # Not wanted after all; the keeper has a session of its own and did not see the Ctrl-C.
+            keeper.terminate()
+            raise
         if not made:
             click.echo(complaint.read(), err=True, nl=False)
             raise SystemExit(keeper.wait(UP_SECONDS))
@@ -126,7 +131,7 @@ def resume(name: str, state_dir: Path) -> None:
 @_STATE_DIR
 def keep(name: str, state_dir: Path) -> None:
     """Make a lab, print its name, and keep it until SIGTERM: what `up` leaves running."""
-    asyncio.run(_keep(LabConfig(name=name, state_dir=state_dir)))
+    asyncio.run(_keep(LabConfig(name=name, alone=True, state_dir=state_dir)))
 
 
 async def _keep(config: LabConfig) -> None:

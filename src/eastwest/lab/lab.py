@@ -30,9 +30,13 @@ POLL = 0.05
 
 
 class LabConfig(msgspec.Struct, frozen=True):
-    """`name`: empty for a random one. `deadline`: seconds for anything that should take a fraction of one."""
+    """`name`: empty for a random one. `deadline`: seconds for anything that should take a fraction of one.
+
+    `alone`: this process does nothing but keep the lab, and ends with it.
+    """
 
     name: str = ""
+    alone: bool = False
     state_dir: Path = STATE_DIR
     deadline: float = 15.0
 
@@ -65,7 +69,8 @@ class Lab:
             stack.push_async_callback(remove, self.directory)
             slice_directory = place.cgroup_root() / self.plan.slice
             owner = Owned(os.getpid(), started_at(os.getpid()))
-            state = LabState(self.plan, owner, str(slice_directory), await switch.choose())
+            switch_state = await switch.choose()
+            state = LabState(self.plan, owner, self._config.alone, str(slice_directory), switch_state)
             save(self.directory, state)
             await switch.start()
             place.make_cgroup(slice_directory)

@@ -27,10 +27,11 @@ class Owned(msgspec.Struct, frozen=True):
 
 
 class LabState(msgspec.Struct, frozen=True):
-    """What a lab made or was about to make; `owner` keeps it."""
+    """What a lab made or was about to make; `owner` keeps it, and does nothing else if it is `alone`."""
 
     plan: Plan
     owner: Owned
+    alone: bool
     slice_directory: str
     switch: SwitchState
 
@@ -111,12 +112,18 @@ async def remove(directory: Path) -> None:
 
 
 async def take_down(name: str, state_dir: Path, deadline: float = 30.0) -> None:
-    """End the lab `name`: its owner takes it down; where there is none any more, we do."""
+    """End the lab `name`: its owner takes it down; where there is none any more, we do.
+
+    NotFoundError: there is none of that name; RefusedError: somebody else's work depends on it.
+    """
     directory = state_dir / name
     if name not in labs(state_dir):
         raise NotFoundError(f"there is no lab {name}", f"there is: {', '.join(labs(state_dir)) or 'none'}")
     state = load(directory)
     if state is not None and is_alive(state.owner) and state.owner.pid != os.getpid():
+        if not state.alone:
+            what = f"the lab {name} belongs to process {state.owner.pid}, which removes it at its end"
+            raise RefusedError(what, f"end that: kill {state.owner.pid}")
         with contextlib.suppress(ProcessLookupError):
             os.kill(state.owner.pid, signal.SIGTERM)
         if not await until(lambda: not is_alive(state.owner), deadline):
