@@ -4,9 +4,6 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,75 +11,13 @@ import httpx
 import msgspec
 import pytest
 
-from eastwest.bus.client import Bus
-from eastwest.bus.embedded import PROBE_USER, SERVER_USER
-from eastwest.bus.messages import FACTS_BUCKET, FLOWS, HOSTS_BUCKET, STREAM, TOTALS, WORKLOADS, Facts
-from eastwest.bus.stream import waiting
-from eastwest.collector.collector import Collector, CollectorConfig
+from eastwest.bus.messages import FACTS_BUCKET, FLOWS, HOSTS_BUCKET, TOTALS, WORKLOADS, Facts
 from eastwest.errors import ConfigError
 from eastwest.manager import models
 from eastwest.manager.manager import Manager, ManagerConfig
-from eastwest.store.store import Store, StoreConfig
-from tests.system.bus_server import RunningServer, running, until
-from tests.system.fake_probe import FakeProbe, flow_rows, total_rows, workload
-
-ALL = {"since": "2020-01-01T00:00:00Z"}
-
-
-@dataclass
-class Site:
-    """A running server and what a test needs of it."""
-
-    nats: RunningServer
-    probe_bus: Bus
-    bus: Bus
-    store: Store
-    collector: Collector
-    api: httpx.AsyncClient
-
-    async def get(self, path: str, **parameters: Any) -> Any:
-        response = await self.api.get(f"/api/v1/{path}", params=parameters)
-        assert response.status_code == 200, response.text
-        return response.json()
-
-    async def ledger(self) -> dict[int, tuple[int, int, int, dict[str, int], bool]]:
-        return {
-            e["label"]: (
-                e["seen_packets"],
-                e["stored_packets"],
-                e["pending_packets"],
-                e["lost"],
-                e["balanced"],
-            )
-            for e in await self.get("ledger")
-        }
-
-    async def settled(self, messages: int) -> None:
-        """Until so many messages are dealt with and none is in the stream."""
-
-        async def empty() -> bool:
-            done = self.collector.status
-            known = done.stored_messages + done.repeats + sum(done.malformed.values())
-            return known >= messages and not [m async for m in waiting(self.bus)]
-
-        await until(empty)
-
-
-@asynccontextmanager
-async def site(directory: Path, collecting: bool = True) -> AsyncIterator[Site]:
-    with running(directory / "bus") as nats:
-        async with (
-            Bus(nats.files.bus_config(PROBE_USER)) as probe_bus,
-            Bus(nats.files.bus_config(SERVER_USER)) as bus,
-            Store(StoreConfig(path=directory / "store")) as store,
-        ):
-            collector = Collector(CollectorConfig(), bus, store)
-            manager = Manager(ManagerConfig(listen="127.0.0.1:0"), bus, store, lambda: collector.status)
-            if collecting:
-                await collector.__aenter__()
-            async with manager, httpx.AsyncClient(base_url=manager.url, trust_env=False) as api:
-                yield Site(nats, probe_bus, bus, store, collector, api)
-            await collector.__aexit__(None, None, None)
+from tests.system.bus_server import until
+from tests.system.fake_probe import FakeProbe, flow_rows, workload
+from tests.system.server_site import ALL, site
 
 
 def test_a_row_becomes_an_answer(tmp_path: Path) -> None:
@@ -159,133 +94,6 @@ def test_a_row_becomes_an_answer(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_ledger_counts_every_message_once_wherever_it_is(tmp_path: Path) -> None:
-    """Stored, in the stream, in the outbox, held, lost: the same message in two places counts once."""
-
-    async def scenario() -> None:
-        async with site(tmp_path, collecting=False) as s:
-            probe = FakeProbe(s.probe_bus)
-            await probe.answer()
-            await probe.report(time.time_ns())
-            await probe.flows([1, 2], [10, 20])
-            both = await probe.flows([1], [5])
-            probe.outbox.append(_pending(both, {1: 5}))  # in the stream, its acknowledgement under way
-            probe.keep([2], [7])
-            probe.seen[1] += 3
-            probe.lost[1] = 3
-            probe.seen[0] = probe.held = 4
-            await probe.totals()
-            await probe.flows([1], [1000])  # of the next drain
-            probe.seen[1] -= 1000
-
-            async def known() -> bool:
-                return len(await s.get("hosts")) == 1
-
-            await until(known)
-            expected = {
-                0: (4, 0, 4, {}, True),
-                1: (18, 0, 15, {"flow_map_full": 3}, True),
-                2: (27, 0, 27, {}, True),
-            }
-            assert await s.ledger() == expected
-            async with s.collector:
-                await s.settled(4)
-            assert await s.ledger() == {
-                0: (4, 0, 4, {}, True),
-                1: (18, 15, 0, {"flow_map_full": 3}, True),
-                2: (27, 20, 7, {}, True),
-            }
-
-    asyncio.run(scenario())
-
-
-def _pending(sequence: int, packets: dict[int, int]) -> Any:
-    from eastwest.bus.messages import PendingMessage
-
-    return PendingMessage(sequence, packets)
-
-
-def test_a_deleted_row_or_message_unbalances_the_ledger(tmp_path: Path) -> None:
-    """Every term is counted where it lies: what is taken away there is missed, and only there."""
-
-    async def scenario() -> None:
-        async with site(tmp_path, collecting=False) as s:
-            probe = FakeProbe(s.probe_bus)
-            await probe.answer()
-            await probe.report(time.time_ns())
-            await probe.flows([1, 2], [10, 20])
-            await probe.totals()
-            async with s.collector:
-                await s.settled(2)
-            assert await s.ledger() == {
-                0: (0, 0, 0, {}, True),
-                1: (10, 10, 0, {}, True),
-                2: (20, 20, 0, {}, True),
-            }
-
-            for statement in (
-                "ALTER TABLE eastwest.flows DELETE WHERE label = 1 SETTINGS mutations_sync = 1",
-                "DELETE FROM eastwest.flows WHERE label = 2",
-            ):
-                await s.store._engine.run(lambda database, sql: database.command(sql), statement)
-            assert await s.ledger() == {
-                0: (0, 0, 0, {}, True),
-                1: (10, 0, 0, {}, False),
-                2: (20, 0, 0, {}, False),
-            }
-
-            await probe.flows([3, 4], [30, 40])
-            await probe.flows([4], [2])
-            await probe.totals()
-            assert (await s.ledger())[3] == (30, 0, 30, {}, True)
-            first, _ = [m.position async for m in waiting(s.bus) if m.subject == f"{FLOWS}.h"]
-            await (await s.bus.connection()).jetstream().delete_msg(STREAM, first)
-            after = await s.ledger()
-            assert after[3] == (30, 0, 0, {}, False)
-            assert after[4] == (42, 0, 2, {}, False)
-
-    asyncio.run(scenario())
-
-
-def test_ledger_of_a_silent_probe_comes_from_its_totals(tmp_path: Path) -> None:
-    """Two boots, nobody answers: seen is what the accounts said last, and every boot balances for itself."""
-
-    async def scenario() -> None:
-        async with site(tmp_path) as s:
-            for boot, packets in ((1, 10), (2, 5)):
-                probe = FakeProbe(s.probe_bus, boot=boot)
-                probe.seen[1], probe.lost[1] = 2, 2
-                await probe.flows([1], [packets])
-                await probe.totals()
-            await probe.flows([1], [100])  # a drain that never ended
-            await s.settled(5)
-            assert (await s.ledger())[1] == (19, 15, 0, {"flow_map_full": 4}, True)
-
-    asyncio.run(scenario())
-
-
-def test_expired_packets_keep_the_ledger_balanced(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        async with site(tmp_path) as s:
-            probe = FakeProbe(s.probe_bus)
-            await probe.flows([1, 2], [10, 20])
-            await probe.totals()
-            await s.settled(2)
-            from datetime import UTC, datetime, timedelta
-
-            assert await s.store.expire(datetime.now(UTC).date() + timedelta(7)) == []
-            assert len(await s.store.expire(datetime.now(UTC).date() + timedelta(8))) == 1
-            assert await s.ledger() == {
-                0: (0, 0, 0, {}, True),
-                1: (10, 0, 0, {"expired": 10}, True),
-                2: (20, 0, 0, {"expired": 20}, True),
-            }
-            assert await s.get("flows", **ALL) == []
-            assert sum(m["packets"] for m in await s.get("minutes", **ALL)) == 30
-
-    asyncio.run(scenario())
-
-
 def test_repeats_and_malformed_messages_are_counted_and_lose_nothing_else(tmp_path: Path) -> None:
     """Each bad message is counted by its reason and never comes again; its neighbours are stored."""
 
@@ -323,48 +131,6 @@ def test_repeats_and_malformed_messages_are_counted_and_lose_nothing_else(tmp_pa
             assert await s.get("hosts") == []
 
     asyncio.run(scenario())
-
-
-def test_ledger_balances_under_live_traffic(tmp_path: Path) -> None:
-    """While messages move, every ledger taken is balanced."""
-
-    async def scenario() -> None:
-        async with site(tmp_path) as s:
-            probe = FakeProbe(s.probe_bus)
-            await probe.answer()
-            await probe.report(time.time_ns())
-            taken = 0
-
-            async def traffic() -> None:
-                counted = {1: 0, 2: 0}
-                for drain in range(1, 61):
-                    for k in range(1, 6):
-                        await probe.send(FLOWS, flow_rows([1, 2], [drain, k]).tobytes())
-                        counted[1] += drain
-                        counted[2] += k
-                    # As a probe does: an answer is as of the last drain that ended.
-                    cut = await probe.send(TOTALS, total_rows(counted).tobytes())
-                    probe.seen, probe.cut = dict(counted), cut
-                    # Let several ledgers see this drain's messages in different places.
-                    goal = taken + drain % 2
-                    await until(lambda goal=goal: _reached(lambda: taken >= goal))
-
-            work = asyncio.create_task(traffic())
-            while not work.done():
-                for label, entry in (await s.ledger()).items():
-                    assert entry[4], (label, entry)
-                taken += 1
-            await work
-            assert taken >= 30
-            await s.settled(360)
-            assert (await s.ledger())[1] == (9150, 9150, 0, {}, True)
-            assert (await s.ledger())[2] == (900, 900, 0, {}, True)
-
-    asyncio.run(scenario())
-
-
-async def _reached(condition: Callable[[], bool]) -> bool:
-    return condition()
 
 
 def test_label_set_merges_and_is_seen_by_the_probe(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
+from eastwest.bus.background import Background
 from eastwest.bus.bucket import Bucket
 from eastwest.bus.messages import (
     BOOT_HEADER,
@@ -42,6 +43,8 @@ Answer = Callable[[bytes], Awaitable[bytes]]
 _FAILURES = (OSError, TimeoutError, nats.errors.Error)
 _MAX_BYTES_EXCEEDED = 10077
 _RETRY_SECONDS = 0.5
+_PATIENCE = 5
+"""Failures to connect in a row, before it is worth a line in the log."""
 
 
 class BusConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,20 +68,18 @@ class Bus:
         self._answers: dict[str, Answer] = {}
         self._created: set[str] = set()
         self._problem = "not connected yet"
-        self._task: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._work = Background()
 
     async def __aenter__(self) -> Self:
         self._password()
-        self._task = asyncio.create_task(self._stay_connected(), name="bus")
+        await self._work.start(self._stay_connected(), "bus")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._work.stop(kind, error, trace)
 
     @property
     def connected(self) -> bool:
@@ -208,6 +209,7 @@ class Bus:
                 for subject in self._answers:
                     await self._subscribe(client, subject)
                 self._connected.set()
+                self._failures = 0
                 log.info("connected to nats-server at %s", self._config.url)
                 await closed.wait()
                 self._lost(client.last_error)
@@ -265,10 +267,11 @@ class Bus:
             ) from error
 
     def _lost(self, error: BaseException | None) -> None:
-        text = _text(error) if error is not None else "connection closed"
-        if text != self._problem:
-            log.warning("%s", self._unreachable(text))
-        self._problem = text
+        self._problem = _text(error) if error is not None else "connection closed"
+        self._failures += 1
+        # Said once. At first it may only be slow: roles and nats-server start at the same time.
+        if self._failures == _PATIENCE:
+            log.warning("%s", self._unreachable(self._problem))
 
     def _unreachable(self, problem: str) -> str:
         return "; ".join(self._unreachable_parts(problem))

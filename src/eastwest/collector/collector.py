@@ -9,6 +9,7 @@ from typing import Self
 
 import msgspec
 
+from eastwest.bus.background import Background
 from eastwest.bus.client import Bus
 from eastwest.bus.stream import Message, Puller
 from eastwest.collector.decode import Malformed, decode
@@ -56,21 +57,20 @@ class Collector:
         self._counts: Counter[str] = Counter()
         self._malformed: Counter[str] = Counter()
         self._problem: str | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._work = Background()
 
     async def __aenter__(self) -> Self:
         await self._puller.__aenter__()
-        self._task = asyncio.create_task(self._run(), name="collector")
+        await self._work.start(self._run(), "collector")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-        await self._puller.__aexit__(kind, error, trace)
+        try:
+            await self._work.stop(kind, error, trace)
+        finally:
+            await self._puller.__aexit__(kind, error, trace)
 
     @property
     def status(self) -> CollectorStatus:

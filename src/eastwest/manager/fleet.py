@@ -1,15 +1,14 @@
 """The fleet: the last report of every probe."""
 
-import asyncio
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
+from eastwest.bus.background import Background
 from eastwest.bus.client import Bus
 from eastwest.bus.messages import HOSTS_BUCKET, HostReport
 
@@ -40,21 +39,18 @@ class Fleet:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._members: dict[str, Member] = {}
-        self._task: asyncio.Task[None] | None = None
+        self._work = Background()
         self.malformed: Counter[str] = Counter()
         """Reports that could not be read, by host."""
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._follow(), name="fleet")
+        await self._work.start(self._follow(), "fleet")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._work.stop(kind, error, trace)
 
     @property
     def members(self) -> list[Member]:

@@ -87,9 +87,11 @@ class Manager:
         if self._server is not None and self._task is not None:
             self._server.should_exit = True
             await self._task
-        await self._fleet.__aexit__(kind, error, trace)
-        if self._socket is not None:
-            self._socket.close()
+        try:
+            await self._fleet.__aexit__(kind, error, trace)
+        finally:
+            if self._socket is not None:
+                self._socket.close()
 
     @property
     def url(self) -> str:

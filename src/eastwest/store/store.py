@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,7 @@ from typing import Self
 
 import msgspec
 
+from eastwest.bus.background import Background
 from eastwest.bus.messages import Workload
 from eastwest.errors import ConfigError, StoreError
 from eastwest.store import reads, retention, writes
@@ -45,7 +45,7 @@ class Store:
         self._engine = Engine(config.path, config.url)
         self._clock = Clock()
         self._in_doubt = False
-        self._task: asyncio.Task[None] | None = None
+        self._work = Background()
 
     async def __aenter__(self) -> Self:
         try:
@@ -54,17 +54,16 @@ class Store:
         except BaseException:
             await self._engine.close()
             raise
-        self._task = asyncio.create_task(self._retain(), name="retention")
+        await self._work.start(self._retain(), "retention")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
-        await self._engine.close()
+        try:
+            await self._work.stop(kind, error, trace)
+        finally:
+            await self._engine.close()
 
     async def write(self, batches: Sequence[Batch]) -> Written:
         """Store the batches that never were stored, all of them or (StoreError) perhaps some."""

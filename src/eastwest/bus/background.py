@@ -1,0 +1,35 @@
+"""Work that a component does by itself while it is entered, and that never dies unnoticed."""
+
+import asyncio
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any
+
+
+class Background:
+    """One task that ends with its owner; if it fails, the owner's `async with` body is cancelled and the
+    failure raised from there. Start and stop it in `__aenter__` and `__aexit__`."""
+
+    def __init__(self) -> None:
+        self._group: asyncio.TaskGroup | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        self._task = self._group.create_task(work, name=name)
+
+    async def stop(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Cancel the task and wait for its end. Raises what it failed of, if it did."""
+        if self._task is None or self._group is None:
+            return
+        task, group, self._task = self._task, self._group, None
+        task.cancel()
+        # Only a cancellation can be the group's own doing; any other error stays what it is.
+        cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
+        try:
+            await group.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from error

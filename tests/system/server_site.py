@@ -1,0 +1,76 @@
+"""A whole server for the tests: nats-server, store, collector and manager, in a directory of its own."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from eastwest.bus.client import Bus
+from eastwest.bus.embedded import PROBE_USER, SERVER_USER
+from eastwest.bus.stream import waiting
+from eastwest.collector.collector import Collector, CollectorConfig
+from eastwest.manager.manager import Manager, ManagerConfig
+from eastwest.store.store import Store, StoreConfig
+from tests.system.bus_server import RunningServer, running, until
+
+ALL = {"since": "2020-01-01T00:00:00Z"}
+"""Query parameters: whenever it was."""
+
+
+@dataclass
+class Site:
+    """A running server and what a test needs of it."""
+
+    nats: RunningServer
+    probe_bus: Bus
+    bus: Bus
+    store: Store
+    collector: Collector
+    api: httpx.AsyncClient
+
+    async def get(self, path: str, **parameters: Any) -> Any:
+        response = await self.api.get(f"/api/v1/{path}", params=parameters)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    async def ledger(self) -> dict[int, tuple[int, int, int, dict[str, int], bool]]:
+        return {
+            e["label"]: (
+                e["seen_packets"],
+                e["stored_packets"],
+                e["pending_packets"],
+                e["lost"],
+                e["balanced"],
+            )
+            for e in await self.get("ledger")
+        }
+
+    async def settled(self, messages: int) -> None:
+        """Until so many messages are dealt with and none is in the stream."""
+
+        async def empty() -> bool:
+            done = self.collector.status
+            known = done.stored_messages + done.repeats + sum(done.malformed.values())
+            return known >= messages and not [m async for m in waiting(self.bus)]
+
+        await until(empty)
+
+
+@asynccontextmanager
+async def site(directory: Path, collecting: bool = True) -> AsyncIterator[Site]:
+    with running(directory / "bus") as nats:
+        async with (
+            Bus(nats.files.bus_config(PROBE_USER)) as probe_bus,
+            Bus(nats.files.bus_config(SERVER_USER)) as bus,
+            Store(StoreConfig(path=directory / "store")) as store,
+        ):
+            collector = Collector(CollectorConfig(), bus, store)
+            manager = Manager(ManagerConfig(listen="127.0.0.1:0"), bus, store, lambda: collector.status)
+            if collecting:
+                await collector.__aenter__()
+            async with manager, httpx.AsyncClient(base_url=manager.url, trust_env=False) as api:
+                yield Site(nats, probe_bus, bus, store, collector, api)
+            await collector.__aexit__(None, None, None)
