@@ -1,4 +1,4 @@
-"""Builds what a wheel must carry so that installing it needs no compiler: the BPF objects and the libbpf binding."""
+"""Builds what a wheel carries so that installing it needs no compiler: BPF objects and the libbpf binding."""
 
 import shutil
 import subprocess
@@ -16,12 +16,10 @@ def compile_bpf(source: Path, target: Path) -> None:
     multiarch = subprocess.run(
         ["gcc", "-print-multiarch"], check=True, capture_output=True, text=True
     ).stdout.strip()
-    subprocess.run(
-        ["clang", "-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror"]
-        + [f"-I{KERNEL / 'include'}", f"-I/usr/include/{multiarch}"]
-        + ["-c", str(source), "-o", str(target)],
-        check=True,
-    )
+    warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Werror"]
+    include = [f"-I{KERNEL / 'include'}", f"-I/usr/include/{multiarch}"]
+    command = ["clang", "-target", "bpf", "-mcpu=v3", "-O2", "-g", *warnings, *include]
+    subprocess.run([*command, "-c", str(source), "-o", str(target)], check=True)
     # Drop DWARF, keep BTF: a third of the size.
     strip = shutil.which("llvm-strip") or shutil.which("llvm-strip-14")
     if strip:

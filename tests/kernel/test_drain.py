@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from eastwest.kernel import trial
+from eastwest.kernel import features, trial
 from eastwest.kernel.attach import unmount_bpffs
 from eastwest.kernel.netns import inside
 from eastwest.meter.config import MeterConfig
 from eastwest.meter.drain import Drain
 from eastwest.meter.meter import Meter, Source
-from tests.conftest import require
+from tests.conftest import Workload, require, run
 from tests.kernel.frames import ethernet, ipv4, udp
 
 FRAME = ethernet(ipv4(udp(bytes(72)), 17), 0x0800)  # 100 bytes of IP
@@ -200,3 +201,17 @@ def test_a_closed_meter_leaves_nothing_once_unpinned(netns: Path, cgroup: Path, 
     deadline = time.monotonic() + 5  # the kernel frees programs after a grace period
     while there() != before:
         assert time.monotonic() < deadline
+
+
+def test_namespaces_are_told_apart_where_programs_see_no_cookie(
+    netns: Path, cgroup: Path, pins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels before 6.15: the namespace is read from the socket; one in scope counts, another does not."""
+    monkeypatch.setattr(features, "cgroup_programs_see_netns_cookie", lambda: False)
+    config = MeterConfig(netns=netns, cgroup_root=cgroup, flow_entries=64, accounts=16)
+    with Meter(config, pins) as meter, Workload(netns) as other:
+        run("ip", "-n", other.name, "link", "set", "lo", "up")
+        for space, count in ((netns, "10"), (other.netns, "20")):
+            run("nsenter", f"--net={space}", sys.executable, "-c", _SENDER, str(cgroup), "0", count)
+        cut = Drain(meter).cut()
+        assert cut.hooks[1].tolist() == [10, 1000, 10, 1000]

@@ -73,13 +73,13 @@ def mount_bpffs(path: Path) -> None:
     """Mount a BPF file system of our own at `path`, where none is."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not path.is_mount() and lib.mount(b"eastwest", str(path).encode(), b"bpf", 0, ffi.NULL):
-        raise error(f"cannot mount a BPF file system at {path}", ffi.errno)
+        raise error(f"cannot mount a BPF file system at {path}", ffi.errno, "CAP_SYS_ADMIN")
 
 
 def unmount_bpffs(path: Path) -> None:
     """Unmount it: every pin in it goes, and with the pins what nothing else holds."""
     if path.is_mount() and lib.umount2(str(path).encode(), 0):
-        raise error(f"cannot unmount {path}", ffi.errno)
+        raise error(f"cannot unmount {path}", ffi.errno, "CAP_SYS_ADMIN")
 
 
 def has_tcx(program: int) -> bool:

@@ -24,11 +24,11 @@ def possible_cpus() -> int:
     return int(lib.libbpf_num_possible_cpus())
 
 
-def error(what: str, errno: int) -> KernelError:
-    """The typed error for an errno that a bpf call gave."""
+def error(what: str, errno: int, capability: str = "CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN") -> KernelError:
+    """The typed error for an errno that the kernel gave; `capability`: what EPERM means that it lacks."""
     reason = os.strerror(errno)
     if errno == EPERM:
-        return MissingPrivilege(f"{what}: {reason}", "needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN", errno)
+        return MissingPrivilege(f"{what}: {reason}", f"needs {capability}: run as root", errno)
     return KernelError(f"{what}: {reason}", errno=errno)
 
 

@@ -13,8 +13,9 @@
 #include "parse.h"
 
 const volatile struct {
-	__u64 netns_cookie;	/* the scope's network namespace: other sockets have a port that counts them */
-	__u32 host_interfaces;	/* 0: nobody asked for not_seen_by_cgroup */
+	__u64 netns_cookie;    /* the scope's network namespace, 0 where the kernel cannot tell a program */
+	__u32 netns_inode;     /* … and then its inode */
+	__u32 host_interfaces; /* 0: nobody asked for not_seen_by_cgroup */
 } tunables = {};
 
 /* Types that only this declaration brings into BTF. */
@@ -25,6 +26,7 @@ const enum direction *direction_type __attribute__((unused, section(".rodata.typ
 const enum traffic_class *traffic_class_type __attribute__((unused, section(".rodata.types")));
 
 #include "maps.h"
+#include "scope.h"
 
 #define add(counter, n) __sync_fetch_and_add(&(counter), (n))
 
@@ -158,8 +160,8 @@ static __always_inline int meter_cgroup(struct __sk_buff *skb, __u8 direction)
 {
 	struct packet p = {.key.direction = direction};
 
-	if (bpf_get_netns_cookie(skb) != tunables.netns_cookie)
-		return 1;
+	if (!in_scope(skb, tunables.netns_cookie, tunables.netns_inode))
+		return 1; /* a socket of another namespace has a port that counts it */
 	parse_packet(skb, &p);
 	count(skb, HOOK_CGROUP, cgroup_source(skb), &p);
 	if (tunables.host_interfaces) {

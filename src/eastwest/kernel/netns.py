@@ -40,7 +40,7 @@ def _enter(path: Path) -> None:
         raise error(f"cannot open network namespace {path}", e.errno or 0) from None
     try:
         if lib.setns(target, _CLONE_NEWNET):
-            raise error(f"cannot enter network namespace {path}", ffi.errno)
+            raise error(f"cannot enter network namespace {path}", ffi.errno, "CAP_SYS_ADMIN")
     finally:
         os.close(target)
 

@@ -5,6 +5,7 @@ Maps and links are pinned: counting goes on without the probe, and the next one 
 
 import os
 import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from eastwest.errors import ConfigError, KernelError
-from eastwest.kernel import attach
+from eastwest.kernel import attach, features
 from eastwest.kernel.libbpf import BPF_NOEXIST, Map, Object
-from eastwest.kernel.netns import cookie, inside
+from eastwest.kernel.netns import OWN, cookie, inside
 from eastwest.kernel.records import METER_OBJECT, enumeration, record
 from eastwest.meter import pins
 from eastwest.meter.config import MeterConfig
@@ -90,8 +91,7 @@ class Meter:
         sizes["accounts"] = config.accounts * 2
         sizes |= dict.fromkeys(("flows_even", "flows_odd"), config.flow_entries)
         self._object.resize(sizes)
-        tunables = np.array([cookie(config.netns), bool(config.host_interfaces)], "<u8")
-        self._object.set_tunables(tunables.tobytes())
+        self._object.set_tunables(_tunables(config))
         self._object.pin_maps(self._pins)
         try:
             self._object.load()
@@ -238,3 +238,10 @@ class Meter:
         """cgroup id → source."""
         keys, values = self.map("cgroup_sources").read(np.dtype("<u8"), record("source"))
         return {int(key): Source.unpack(value) for key, value in zip(keys, values, strict=True)}
+
+
+def _tunables(config: MeterConfig) -> bytes:
+    """The object's `tunables`, in their order."""
+    known = cookie(config.netns) if features.cgroup_programs_see_netns_cookie() else 0
+    inode = (config.netns or OWN).stat().st_ino
+    return struct.pack("<QII", known, inode, bool(config.host_interfaces))
