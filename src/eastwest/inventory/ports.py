@@ -4,7 +4,6 @@ Netlink tells of them as they come and go. Nothing here keeps a namespace open: 
 it would keep it alive after its owner removed it.
 """
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
 
 from eastwest.inventory.model import Found, HostPort
+from eastwest.kernel.netns import route_socket
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +34,16 @@ class Ports:
         self._nsids: dict[int, int] = {}
         self._names: dict[int, str] = {}
         self._stack = AsyncExitStack()
-        self._task: asyncio.Task[None] | None = None
         self.problem: str | None = None
 
     async def __aenter__(self) -> "Ports":
-        place = {"netns": str(self._scope)} if self._scope else {}
-        self._netlink = await self._stack.enter_async_context(AsyncIPRoute(**place))
-        self._events = await self._stack.enter_async_context(AsyncIPRoute(**place))
+        self._netlink = await self._stack.enter_async_context(AsyncIPRoute(fileno=route_socket(self._scope)))
+        self._events = await self._stack.enter_async_context(AsyncIPRoute(fileno=route_socket(self._scope)))
         await self._events.bind(groups=rtnl.RTMGRP_LINK)
         await self.scan()
-        self._task = asyncio.create_task(self._watch(), name="ports")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
         await self._stack.aclose()
 
     def all(self) -> dict[int, HostPort]:
@@ -66,7 +60,8 @@ class Ports:
             del self._ports[gone]
         self._changed()
 
-    async def _watch(self) -> None:
+    async def watch(self) -> None:
+        """Follow the links; run as a task."""
         while True:
             try:
                 async for message in self._events.get():

@@ -50,3 +50,13 @@ def cookie(path: Path | None) -> int:
     with inside(path), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         value: int = struct.unpack("=Q", s.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
         return value
+
+
+def route_socket(path: Path | None) -> int:
+    """A netlink socket of a network namespace, for a library to own.
+
+    pyroute2 opens one by a child process that it ends with SIGTERM; that signal may reach the parent's
+    handlers, through the wake-up descriptor of asyncio that the child inherits.
+    """
+    with inside(path):
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE).detach()

@@ -28,8 +28,9 @@ class Memory(Protocol):
 
     def number(self, name: str) -> int: ...
     def set_number(self, name: str, value: int) -> None: ...
-    def workloads(self) -> list[tuple[str, int, bytes]]: ...
-    def keep_workload(self, identity: str, label: int, history: bytes) -> None: ...
+    def present_workloads(self) -> list[bytes]: ...
+    def workload(self, identity: str) -> bytes | None: ...
+    def keep_workload(self, identity: str, label: int, present: bool, history: bytes) -> None: ...
 
 
 class Bucket(Protocol):
@@ -66,12 +67,26 @@ class Registry:
         self._by_label: dict[int, History] = {}
         self._by_identity: dict[str, History] = {}
         self._changed: set[int] = set()
-        for _, label, data in memory.workloads():
-            self._add(msgspec.json.decode(data, type=History), label)
+        for data in memory.present_workloads():
+            self._add(msgspec.json.decode(data, type=History))
 
-    def _add(self, history: History, label: int) -> None:
-        self._by_label[label] = self._by_identity[history.identity] = history
-        self._changed.add(label)
+    def _add(self, history: History) -> None:
+        self._by_label[history.label] = self._by_identity[history.identity] = history
+        self._changed.add(history.label)
+
+    def _find(self, identity: str) -> History | None:
+        history = self._by_identity.get(identity)
+        if history is None and (data := self._memory.workload(identity)):
+            history = msgspec.json.decode(data, type=History)
+            self._add(history)
+        return history
+
+    def forget_gone(self, before: int) -> None:
+        """Keep workloads gone before a moment (unix ns) on disk only: hosts see many come and go."""
+        gone = [h for h in self._by_label.values() if not h.present and h.last_seen < before]
+        for history in gone:
+            if history.label not in self._changed:
+                del self._by_label[history.label], self._by_identity[history.identity]
 
     # -- labels --------------------------------------------------------------------------------------------
 
@@ -94,7 +109,7 @@ class Registry:
 
     def label(self, found: Found) -> int | None:
         """The workload's label, a new one where it has none; None where none is left to give."""
-        history = self._by_identity.get(found.identity)
+        history = self._find(found.identity)
         if history is None:
             number = self._memory.number("label_next")
             if number >= self._memory.number("label_end"):
@@ -102,7 +117,7 @@ class Registry:
             self._memory.set_number("label_next", number + 1)
             now = time.time_ns()
             history = History(found.identity, number, found.kind, found.name, found.cgroup, now, now)
-            self._add(history, number)
+            self._add(history)
             self._keep(history)
         return history.label
 
@@ -149,7 +164,8 @@ class Registry:
 
     def _keep(self, history: History) -> None:
         self._changed.add(history.label)
-        self._memory.keep_workload(history.identity, history.label, msgspec.json.encode(history))
+        data = msgspec.json.encode(history)
+        self._memory.keep_workload(history.identity, history.label, history.present, data)
 
     def _facts(self, history: History) -> Facts:
         seen: dict[str, str | int | list[str]] = {

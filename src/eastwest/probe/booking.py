@@ -178,9 +178,10 @@ class Booking:
     def _open_port(self, port: HostPort) -> _Life | None:
         account = self._meter.open_account()
         source = Source(0, account)
-        # The source comes before the hook: a number that was used before must not bring its old source.
-        self._meter.set_port(port.ifindex, source)
         try:
+            # The source comes before the hook: a number that was used before must not bring its old one.
+            if account:
+                self._meter.set_port(port.ifindex, source)
             self._meter.attach_port(port.ifindex)
         except KernelError as e:
             self._meter.detach_port(port.ifindex)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import resource
 import time
+from itertools import chain, repeat
 from pathlib import Path
 
 from eastwest.bus.messages import Cost, ProgramCost
@@ -14,33 +15,25 @@ log = logging.getLogger(__name__)
 
 _SAMPLE_SECONDS = 1.0
 _PAUSE_SECONDS = 59.0
-_FIRST_PAUSE_SECONDS = 3.0
+_FIRST_PAUSES = (3.0, 8.0, 8.0, 8.0)
 
 
 class CostMeter:
-    """Samples the programs for one second a minute: the statistics themselves cost two clocks a packet."""
+    """Samples the programs for one second a minute: the statistics themselves cost two clocks a packet.
+
+    In the first half minute it looks more often, for whoever is just trying it.
+    """
 
     def __init__(self, programs: dict[str, int]) -> None:
         self._programs = programs
         self._costs: list[ProgramCost] = []
         self._sampled_at = 0
         self._last = (time.monotonic(), _cpu_seconds())
-        self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> "CostMeter":
-        self._task = asyncio.create_task(self._sample_for_ever(), name="cost")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _sample_for_ever(self) -> None:
-        pause = _FIRST_PAUSE_SECONDS
-        while True:
+    async def sample_for_ever(self) -> None:
+        """Run as a task."""
+        for pause in chain(_FIRST_PAUSES, repeat(_PAUSE_SECONDS)):
             await asyncio.sleep(pause)
-            pause = _PAUSE_SECONDS
             try:
                 await self._sample()
             except KernelError as e:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_MESSAGE = 4096
 _ETHERTYPE_LOWEST = 1500
+_REMEMBERED = 3600 * 10**9
 
 
 class Cutter:
@@ -110,6 +111,7 @@ class Cutter:
         if totals:
             self._accounts.sent()
             self._registry.told()
+            self._registry.forget_gone(self.time - _REMEMBERED)
             self.sequence = self._journal.number("cut")
             self.ledger = self._booking.ledger()
 

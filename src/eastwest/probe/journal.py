@@ -26,7 +26,9 @@ CREATE TABLE IF NOT EXISTS accounts (
     lost_packets INTEGER NOT NULL, lost_bytes INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS retired (label INTEGER PRIMARY KEY, seen INTEGER NOT NULL, lost BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS workloads (
-    identity TEXT PRIMARY KEY, label INTEGER UNIQUE NOT NULL, history BLOB NOT NULL) WITHOUT ROWID;
+    identity TEXT PRIMARY KEY, label INTEGER UNIQUE NOT NULL, present INTEGER NOT NULL, history BLOB NOT NULL)
+    WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS present ON workloads (present) WHERE present;
 """
 
 
@@ -172,9 +174,15 @@ class Journal:
 
     # -- workloads -----------------------------------------------------------------------------------------
 
-    def workloads(self) -> list[tuple[str, int, bytes]]:
-        """identity, label, history of every workload that ever had a label here."""
-        return list(self._db.execute("SELECT * FROM workloads"))
+    def present_workloads(self) -> list[bytes]:
+        """Histories of the workloads that were there when this was last written."""
+        return [row[0] for row in self._db.execute("SELECT history FROM workloads WHERE present")]
 
-    def keep_workload(self, identity: str, label: int, history: bytes) -> None:
-        self._db.execute("INSERT OR REPLACE INTO workloads VALUES (?, ?, ?)", (identity, label, history))
+    def workload(self, identity: str) -> bytes | None:
+        """The history of a workload that ever had a label here."""
+        row = self._db.execute("SELECT history FROM workloads WHERE identity = ?", (identity,)).fetchone()
+        return row[0] if row else None
+
+    def keep_workload(self, identity: str, label: int, present: bool, history: bytes) -> None:
+        row = (identity, label, present, history)
+        self._db.execute("INSERT OR REPLACE INTO workloads VALUES (?, ?, ?, ?)", row)

@@ -31,7 +31,7 @@ from eastwest.labels.registry import Registry
 from eastwest.labels.rules import Rule
 from eastwest.meter import pins
 from eastwest.meter.accounts import Accounts
-from eastwest.meter.drain import Drain
+from eastwest.meter.drain import Cut, Drain
 from eastwest.meter.interfaces import host_interfaces
 from eastwest.meter.meter import Meter, cgroup_mount
 from eastwest.probe.booking import Booking
@@ -102,7 +102,7 @@ class Probe:
             journal=self._journal,
         )
         self._cutter.adopt()
-        self._cost = await stack.enter_async_context(CostMeter(self._meter.programs()))
+        self._cost = CostMeter(self._meter.programs())
         self._started_at = time.time_ns()
 
     def _enter_meter(self, stack: AsyncExitStack) -> Meter:
@@ -144,6 +144,8 @@ class Probe:
         """Work until cancelled. A task that fails for a reason it does not handle ends the probe."""
         await self._bus.serve(ledger_subject(self._config.host), self._answer_ledger)
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._ports.watch(), name="ports")
+            group.create_task(self._cost.sample_for_ever(), name="cost")
             group.create_task(self._lease_labels(), name="labels")
             group.create_task(self._follow_facts(), name="facts")
             group.create_task(self._follow_inventory(), name="inventory")
@@ -164,13 +166,21 @@ class Probe:
                 self._record(self._cutter.cut())
                 raise
             await self._ports.resolve()
-            # Shielded: a cut that was begun is recorded, else its flows would wait for the next probe.
-            self._record(await asyncio.shield(asyncio.to_thread(self._cutter.cut)))
+            self._record(await self._cut())
             await self._report()
 
-    def _record(self, cut: object) -> None:
+    async def _cut(self) -> Cut | None:
+        """A cut, off the event loop. Once begun it is finished and recorded, also when this is cancelled."""
+        cut = asyncio.create_task(asyncio.to_thread(self._cutter.cut))
         try:
-            self._cutter.record(cut)  # type: ignore[arg-type]
+            return await asyncio.shield(cut)
+        except asyncio.CancelledError:
+            self._record(await cut)
+            raise
+
+    def _record(self, cut: Cut | None) -> None:
+        try:
+            self._cutter.record(cut)
             self._problems["journal"] = None
         except StoreError as e:
             self._problem("journal", e)
