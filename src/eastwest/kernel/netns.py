@@ -59,4 +59,4 @@ def route_socket(path: Path | None) -> int:
     handlers, through the wake-up descriptor of asyncio that the child inherits.
     """
     with inside(path):
-        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE).detach()
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE).detach()
