@@ -2,7 +2,7 @@
 
 import os
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import httpx
 
@@ -31,13 +31,25 @@ def headers() -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
+class Transport(TypedDict):
+    """How requests travel, as httpx wants it said."""
+
+    trust_env: bool
+    verify: bool
+
+
+def transport(url: str) -> Transport:
+    """No proxy: one meant for the Internet must not carry requests to this host. Certificates where they
+    are needed: loading them takes longer than the request."""
+    return {"trust_env": False, "verify": url.startswith("https:")}
+
+
 class Api:
     """The API, one request at a time."""
 
     def __init__(self, url: str | None = None, timeout: float = 30.0) -> None:
         self.url = url or api_url()
-        # trust_env off: a proxy meant for the Internet must not carry requests to this host.
-        self._http = httpx.Client(headers=headers(), timeout=timeout, trust_env=False)
+        self._http = httpx.Client(headers=headers(), timeout=timeout, **transport(self.url))
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,7 @@
 """What `up` runs: the processes of one host, their settings and their privileges."""
 
 import errno
+import ipaddress
 import os
 import socket
 import sys
@@ -53,6 +54,7 @@ def deploy(settings: Settings) -> Deployment:
     bus = Bus(settings.bus)
     Collector(settings.collector, bus, store)
     Manager(settings.server, bus, store)
+    token = _token(settings)
     refuse_used(address)
     state_dir = settings.probe.state_dir
     children, buses = [], {PROBE_USER: settings.bus, SERVER_USER: settings.bus}
@@ -72,7 +74,7 @@ def deploy(settings: Settings) -> Deployment:
         url=_url(address),
         host=settings.probe.host,
         started=datetime.now(UTC),
-        token=_token(settings),
+        token=token,
     )
 
 
@@ -94,12 +96,25 @@ def refuse_used(address: tuple[str, int]) -> None:
         where = f"{address[0]}:{address[1]}"
         if error.errno == errno.EADDRINUSE:
             raise RefusedError(f"{where} is in use", "choose another with --listen ADDR:PORT") from None
-        raise ConfigError(f"cannot listen on {where}: {error.strerror}", "correct --listen") from None
+        why = os.strerror(error.errno or 0)
+        raise ConfigError(f"cannot listen on {where}: {why}", "correct --listen") from None
 
 
 def _token(settings: Settings) -> str | None:
+    """What the API will ask for. Refused here as by the server itself, which would only start again."""
     path = settings.server.token_file
-    return path.read_text().strip() if path is not None else None
+    if path is None:
+        host = parse_address(settings.server.listen)[0]
+        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+            raise ConfigError(
+                f"{settings.server.listen} can be reached from other hosts and no token is set",
+                "set token_file in [server] to a file with a secret, or listen on 127.0.0.1",
+            )
+        return None
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", "correct token_file in [server]") from None
 
 
 def _url(address: tuple[str, int]) -> str:

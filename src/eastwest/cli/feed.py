@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import httpx
 
-from eastwest.cli.client import Parameters, decoded, headers, unreachable
+from eastwest.cli.client import Parameters, decoded, headers, transport, unreachable
 from eastwest.cli.render import Row
 
 
@@ -26,7 +26,7 @@ class Feed:
     def __init__(self, url: str) -> None:
         self._url = url
         self._http = httpx.AsyncClient(
-            base_url=f"{url}/api/v1/", headers=headers(), timeout=5.0, trust_env=False
+            base_url=f"{url}/api/v1/", headers=headers(), timeout=5.0, **transport(url)
         )
 
     async def __aenter__(self) -> Self:

@@ -106,18 +106,19 @@ async def _until_ready(deployment: "Deployment", patient: bool) -> bool:
 
     False where one who is not patient (who has said how long to run) need not wait longer.
     """
-    from eastwest.cli.ready import missing
+    from eastwest.cli.ready import Readiness
 
     loop = asyncio.get_running_loop()
     deadline = loop.time() + READY_SECONDS
     said = False
-    while what := await missing(deployment):
-        if not said and loop.time() > deadline:
-            say(f"not ready after {READY_SECONDS:g} s: {what}; see {deployment.log_dir}. Going on")
-            said = True
-            if not patient:
-                return False
-        await asyncio.sleep(_POLL_SECONDS)
+    async with Readiness(deployment) as readiness:
+        while what := await readiness.missing():
+            if not said and loop.time() > deadline:
+                say(f"not ready after {READY_SECONDS:g} s: {what}; see {deployment.log_dir}. Going on")
+                said = True
+                if not patient:
+                    return False
+            await asyncio.sleep(_POLL_SECONDS)
     return True
 
 

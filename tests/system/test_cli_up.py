@@ -1,0 +1,259 @@
+"""`up`, what it leaves, and `down`: the real roles, in a network namespace and cgroup of their own."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Workload, require
+
+EASTWEST = [sys.executable, "-m", "eastwest"]
+SECONDS = 60.0
+PROBE_CAPABILITIES = 0xC000281007
+"""CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, NET_ADMIN, SYS_PTRACE, SYS_ADMIN, PERFMON, BPF."""
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """Wait for a condition; fail if it does not hold in time."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    pytest.fail(f"not within {SECONDS:g} s: {what}")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Site:
+    """A state directory with its settings and port, and the commands that a person gives there."""
+
+    def __init__(self, directory: Path, netns: Path, cgroup: Path) -> None:
+        self.state = directory / "state"
+        self.port = free_port()
+        self.config = directory / "eastwest.toml"
+        self.config.write_text(
+            f'[probe]\nhost = "h1"\nnetns = "{netns}"\ncgroup_root = "{cgroup}"\ninterval_seconds = 0.2\n'
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("EASTWEST_")}
+        return clean | {"EASTWEST_URL": self.url}
+
+    def up_command(self, *more: str) -> list[str]:
+        where = ["--state-dir", str(self.state), "--listen", f"127.0.0.1:{self.port}"]
+        return [*EASTWEST, "up", *where, "--config", str(self.config), *more]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [*EASTWEST, *arguments]
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+
+    def json(self, *arguments: str) -> list[dict[str, Any]]:
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return rows
+
+    def down(self, *more: str) -> str:
+        done = self.run("down", "--state-dir", str(self.state), *more)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.strip()
+
+    @contextmanager
+    def up(self, *more: str) -> Iterator[subprocess.Popen[str]]:
+        """`eastwest up` until it is ready; killed at the end if it still runs."""
+        errors = self.config.with_name("up.err")
+        with (
+            errors.open("w") as err,
+            subprocess.Popen(
+                self.up_command(*more), env=self.environment, stdout=subprocess.PIPE, stderr=err, text=True
+            ) as process,
+        ):
+            try:
+                assert process.stdout is not None
+                answers, _, _ = select.select([process.stdout], [], [], SECONDS)
+                ready = process.stdout.readline() if answers else ""
+                assert ready.startswith(f"eastwest is ready: {self.url} "), errors.read_text()
+                yield process
+            finally:
+                process.kill()
+
+    def roles(self) -> dict[str, int]:
+        """Name → process id of this site's children."""
+        found = {}
+        for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = cmdline.read_bytes().decode(errors="replace").split("\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if any(word.startswith(f"{self.state}/") for word in words):
+                name = "nats-server" if "nats-server" in words[0] else words[words.index("eastwest") + 1]
+                found[name] = int(cmdline.parent.name)
+        return found
+
+
+@pytest.fixture
+def site(tmp_path: Path, netns: Path, cgroup: Path) -> Iterator[Site]:
+    """A place to run eastwest in; nothing of it is left in the kernel."""
+    require(shutil.which("setpriv"), "needs setpriv: apt-get install util-linux")
+    pytest.importorskip("chdb", reason="pip install 'eastwest[server]'")
+    site = Site(tmp_path, netns, cgroup)
+    try:
+        yield site
+    finally:
+        site.run("down", "--state-dir", str(site.state))
+
+
+def sent(site: Site, workload: Workload) -> int:
+    """Packets that the workload sent, as /labels has them."""
+    return sum(row["egress_packets"] for row in site.json("labels") if row["name"] == workload.name)
+
+
+def facts(site: Site, workload: Workload) -> list[tuple[str, int]]:
+    """Tenant and service ID of the workload, as /labels has them."""
+    rows = site.json("labels")
+    return [(row["tenant"], row["service_id"]) for row in rows if row["name"] == workload.name]
+
+
+def test_a_day_of_up_and_down(site: Site, netns: Path) -> None:
+    """Ready, counted to the packet, one at a time, ended in order, removed, purged."""
+    with Workload(netns) as workload, site.up() as process:
+        until(
+            lambda: any(row["name"] == workload.name for row in site.json("workloads")), "workload is listed"
+        )
+        workload.send(40)
+        until(lambda: sent(site, workload) == 40, "40 packets are stored")
+        flows = site.json("flows", "--label", f"name={workload.name}")
+        assert {(f["dst"], f["dst_port"], f["protocol"], f["direction"]) for f in flows} == {
+            ("10.1.0.2", 2000, 17, "egress")
+        }
+        assert [sum(f[field] for f in flows) for field in ("packets", "bytes")] == [40, 4000]
+        assert all(entry["balanced"] for entry in site.json("ledger"))
+        assert [port["port"] for port in site.json("ports") if port["label"]] == [workload.port]
+        assert [host["host"] for host in site.json("hosts")] == ["h1"]
+
+        assert site.run("label", "set", workload.name, "tenant=red", "service_id=7").returncode == 0
+        until(lambda: facts(site, workload) == [("red", 7)], "the facts are bound")
+
+        roles = site.roles()
+        assert set(roles) == {"nats-server", "server", "probe"}
+        stopped = site.down()
+        assert stopped == "stopped eastwest; removed its programs and counters from the kernel"
+        assert process.wait(SECONDS) == 0
+        assert site.roles() == {}
+    assert site.down() == f"nothing to do: eastwest does not run on {site.state}"
+    assert site.down("--purge") == f"deleted its state in {site.state}"
+    assert not site.state.exists()
+
+
+def test_killed_up_leaves_counting_that_the_next_adopts(site: Site, netns: Path) -> None:
+    """SIGKILL: no process stays, the kernel counts on, and nothing is missing afterwards."""
+    with Workload(netns) as workload:
+        with site.up() as process:
+            until(
+                lambda: any(row["name"] == workload.name for row in site.json("workloads")),
+                "workload is listed",
+            )
+            workload.send(10)
+            until(lambda: sent(site, workload) == 10, "10 packets are stored")
+            process.kill()
+            process.wait()
+        until(lambda: not site.roles(), "the children are gone")
+        assert (site.state / "bpf").is_mount()
+        workload.send(20)  # nobody is there but the kernel
+        with site.up():
+            until(lambda: sent(site, workload) == 30, "all 30 packets are stored")
+            assert all(entry["balanced"] for entry in site.json("ledger"))
+    assert "removed its programs" in site.down()
+    assert not (site.state / "bpf").is_mount()
+
+
+def test_roles_have_the_privileges_they_need(site: Site) -> None:
+    """Server and nats-server none at all, the probe its eight; a killed role comes back."""
+    with site.up() as process:
+        roles = site.roles()
+        for name, allowed in (("nats-server", 0), ("server", 0), ("probe", PROBE_CAPABILITIES)):
+            status = Path(f"/proc/{roles[name]}/status").read_text()
+            fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+            assert int(fields["CapEff"], 16) | int(fields["CapBnd"], 16) == allowed
+            assert fields["NoNewPrivs"] == "1"
+        before = site.json("hosts")[0]["started_at"]
+        os.kill(roles["probe"], signal.SIGKILL)
+        until(lambda: site.json("hosts")[0]["started_at"] != before, "a new probe reports")
+        assert site.roles()["server"] == roles["server"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 0
+    errors = site.config.with_name("up.err").read_text().splitlines()
+    assert errors == ["eastwest: probe was ended by SIGKILL; starting it again in 0.5 s"]
+
+
+def test_second_up_and_used_port_are_refused(site: Site, tmp_path: Path) -> None:
+    """One line each, exit 1, and the first is not disturbed; `--for` ends by itself."""
+    with site.up("--for", "8") as process:
+        second = site.run(*site.up_command()[3:])
+        assert second.returncode == 1
+        assert second.stderr == (
+            f"eastwest: eastwest already runs on {site.state} (process {process.pid}); choose another "
+            "--state-dir and --listen, or stop it with `eastwest down`\n"
+        )
+        other = ["--state-dir", str(tmp_path / "other"), "--listen", f"127.0.0.1:{site.port}"]
+        third = site.run("up", *other)
+        assert third.returncode == 1
+        assert third.stderr == (
+            f"eastwest: 127.0.0.1:{site.port} is in use; choose another with --listen ADDR:PORT\n"
+        )
+        assert not (tmp_path / "other" / "roles").exists()
+        assert site.json("hosts")[0]["alive"]
+        assert process.wait(SECONDS) == 0
+    assert site.roles() == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--listen", "8470"], "8470"),
+        (["--listen", "0.0.0.0:18470"], "no token is set"),
+        (["--listen", "[::1]:x"], "not ADDR:PORT"),
+    ],
+)
+def test_addresses_that_cannot_be(root: None, tmp_path: Path, arguments: list[str], said: str) -> None:
+    """Refused before anything starts, on one line."""
+    command = [*EASTWEST, "up", "--state-dir", str(tmp_path / "state"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "state" / "nats").exists()
+
+
+@pytest.mark.parametrize("verb", ["up", "down"])
+def test_without_root(root: None, verb: str) -> None:
+    """The lack is named with its remedy."""
+    require(shutil.which("setpriv"), "needs setpriv: apt-get install util-linux")
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *EASTWEST, verb]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    require("Permission denied" not in done.stderr, "the environment must be readable to every user")
+    assert done.returncode == 1
+    assert done.stderr.endswith("needs root; run it with sudo\n")
+    assert done.stderr.count("\n") == 1
