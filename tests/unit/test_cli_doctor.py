@@ -90,7 +90,7 @@ def test_open_vswitch_by_its_socket(tmp_path: Path) -> None:
 def test_disk_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Little is degraded, next to nothing missing."""
     for free, status in ((3 << 30, "ok"), (1 << 30, "degraded"), (1 << 20, "missing")):
-        monkeypatch.setattr(checks.shutil, "disk_usage", lambda _, free=free: type("", (), {"free": free}))
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: type("", (), {"free": free}))
         assert checks.disk(Machine(), tmp_path / "not" / "there").status == status
     for kib, status in ((2 << 20, "ok"), (1 << 19, "degraded")):
         put(tmp_path, "proc/meminfo", f"MemTotal: 99999999 kB\nMemAvailable:   {kib} kB\n")

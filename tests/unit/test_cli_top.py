@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 from textual.pilot import Pilot
@@ -61,6 +62,10 @@ def shown(board: Board) -> list[list[str]]:
 
 def names(board: Board) -> list[str]:
     return [row[1] for row in shown(board)]
+
+
+def _is(board: Board, order: list[str]) -> bool:
+    return names(board) == order
 
 
 def head(board: Board) -> str:
@@ -128,7 +133,7 @@ def test_rates_appear_and_sort() -> None:
             ("r", ["web", "db", "unattributed"]),
         ):
             await pilot.press(key)
-            await until(lambda order=order: names(board) == order)
+            await until(partial(_is, board, order))
 
     play(script)
 
