@@ -15,11 +15,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.kernel.frames import ethernet, ipv4, tcp
+
 from eastwest.kernel import stats, trial
 from eastwest.kernel.attach import unmount_bpffs
 from eastwest.meter.config import MeterConfig
 from eastwest.meter.meter import Meter, Source, cgroup_mount
-from tests.kernel.frames import ethernet, ipv4, tcp
 
 ROUNDS = 15
 PACKETS = 40_000
@@ -67,7 +68,10 @@ def main() -> None:
             with Meter(MeterConfig(cgroup_root=root), pins) as meter:
                 port(meter)
                 switch = stats.enable()
-                depths: dict[str, list[float]] = {"cgroup_egress at depth 1": [], "cgroup_egress at depth 5": []}
+                depths: dict[str, list[float]] = {
+                    "cgroup_egress at depth 1": [],
+                    "cgroup_egress at depth 5": [],
+                }
                 for _ in range(ROUNDS):
                     for name, path in zip(depths, (shallow, deep), strict=True):
                         depths[name].append(cgroup(meter, path))

@@ -323,3 +323,28 @@ def test_a_rule_gives_facts_and_class(netns: Path, cgroup: Path, tmp_path: Path)
                 assert (await h.rows("flows", FLOW_ROW))["class"].tolist() == [1]
 
     with_server(tmp_path, test)
+
+
+def test_what_no_cgroup_hook_sees_is_said(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """Echo requests from a socket: the kernel answers them without one, and that egress is said to be unseen."""
+    echo = """
+import socket, struct, sys
+open(sys.argv[1] + '/cgroup.procs', 'w').write('0')
+s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+for n in range(10):
+    packet = struct.pack('!BBHHH', 8, 0, 0, 1, n)
+    total = sum(struct.unpack('!4H', packet))
+    packet = struct.pack('!BBHHH', 8, 0, ~((total >> 16) + total) & 0xFFFF, 1, n)
+    s.sendto(packet, ('127.0.0.1', 0))
+    while s.recv(100)[20] != 0:
+        pass
+"""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup, host_interfaces=("lo",)) as h:
+            run("nsenter", f"--net={netns}", sys.executable, "-c", echo, str(cgroup))
+            (lo,) = h.probe.interfaces()
+            assert (lo.ingress_packets, lo.egress_packets) == (20, 20)
+            assert (lo.ingress_not_seen_by_cgroup, lo.egress_not_seen_by_cgroup) == (0, 10)
+
+    with_server(tmp_path, test)

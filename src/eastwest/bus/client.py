@@ -243,6 +243,10 @@ class Bus:
             closed_cb=on_closed,
             pending_size=4 * MAX_MESSAGE_BYTES,
         )
+        # Within, nats-py waits with wait_for, which before Python 3.12 can swallow a cancellation.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
 
     async def _subscribe(self, client: Client, subject: str) -> None:
         answer = self._answers[subject]

@@ -17,6 +17,7 @@ from eastwest.bus.messages import (
     LABELS_BUCKET,
     Facts,
     HookCount,
+    HostInterface,
     HostReport,
     PendingMessage,
     ProbeLedger,
@@ -135,6 +136,10 @@ class Probe:
     def ports(self) -> list[str]:
         """Names of the ports found, their workloads known or not."""
         return [port.name for port in self._ports.all().values()]
+
+    def interfaces(self) -> list[HostInterface]:
+        """The host's own interfaces that are metered, now."""
+        return host_interfaces(self._meter, self._config)
 
     def workloads(self) -> list[Workload]:
         """Every workload this host ever had."""
@@ -266,7 +271,7 @@ class Probe:
             version=__version__,
             interval_seconds=self._config.interval_seconds,
             hooks=self._hooks(),
-            interfaces=host_interfaces(self._meter, self._config),
+            interfaces=self.interfaces(),
             malformed=self._drain.malformed(),
             cost=self._cost.cost(),
             problems=[problem for problem in problems if problem],
