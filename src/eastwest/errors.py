@@ -1,15 +1,15 @@
 """Every error eastwest raises on purpose; each message says what happened and what to do.
 
-    EastwestError             shown to the user as one line, exit 1
-    ├── ConfigError           a setting that cannot be used
-    ├── RefusedError          a request that is understood and not granted
-    │   └── NotFoundError     … because what it names does not exist
-    ├── KernelError           the kernel said no
-    │   ├── MissingPrivilege  … because of a capability
-    │   └── MissingFeature    … because this kernel cannot do it
-    ├── InventoryError        a source of workloads cannot be read
-    ├── BusError              nats-server cannot be reached or refuses
-    └── StoreError            the database cannot be opened, read or written
+EastwestError             shown to the user as one line, exit 1
+├── ConfigError           a setting that cannot be used
+├── RefusedError          a request that is understood and not granted
+│   └── NotFoundError     … because what it names does not exist
+├── KernelError           the kernel said no
+│   ├── MissingPrivilege  … because of a capability
+│   └── MissingFeature    … because this kernel cannot do it
+├── InventoryError        a source of workloads cannot be read
+├── BusError              nats-server cannot be reached or refuses
+└── StoreError            the database cannot be opened, read or written
 """
 
 

@@ -326,7 +326,7 @@ def test_a_rule_gives_facts_and_class(netns: Path, cgroup: Path, tmp_path: Path)
 
 
 def test_what_no_cgroup_hook_sees_is_said(netns: Path, cgroup: Path, tmp_path: Path) -> None:
-    """Echo requests from a socket: the kernel answers them without one, and that egress is said to be unseen."""
+    """Echo requests from a socket: the kernel answers without one, and that egress is said to be unseen."""
     echo = """
 import socket, struct, sys
 open(sys.argv[1] + '/cgroup.procs', 'w').write('0')
