@@ -102,6 +102,21 @@ def test_dead_child_is_started_again(stage: Stage) -> None:
     assert len(stage.text("begun").split()) >= 4
 
 
+def test_same_failure_is_told_once(stage: Stage) -> None:
+    """The reason once, each new start in a line."""
+
+    async def scenario() -> None:
+        async with stage.supervisor(stage.shell("a", "echo 'eastwest: no bus; start it'; exit 1")):
+            await until(lambda: len(stage.said) >= 3)
+
+    asyncio.run(scenario())
+    assert stage.said[:3] == [
+        "a: no bus; start it",
+        "a ended with exit code 1; starting it again in 0.01 s",
+        "a ended with exit code 1; starting it again in 0.02 s",
+    ]
+
+
 def test_killed_child_is_started_again_and_others_are_left_alone(stage: Stage) -> None:
     """The signal is named; the neighbour keeps its process."""
 
@@ -197,7 +212,7 @@ def test_output_is_logged_and_errors_are_repeated(stage: Stage) -> None:
             await until(lambda: stage.text("done"))
 
     asyncio.run(scenario())
-    assert stage.said == ["a: 10:00 ERROR x: bad", "a: [1] [ERR] worse", "a: eastwest: last"]
+    assert stage.said == ["a: bad", "a: worse", "a: last"]
     log = stage.text("log/a.log")
     assert log.startswith("10:00 INFO x: fine\n10:00 ERROR x: bad\n[1] [ERR] worse\n")
     assert log.count("z") == 200_000

@@ -26,7 +26,8 @@ Say = Callable[[str], None]
 
 _LINE_LIMIT = 1 << 16
 _LAST_WORDS_SECONDS = 1.0
-_ERROR_LINE = re.compile(r"\b(ERROR|CRITICAL)\b|\[(ERR|FTL)\]|^eastwest: ")
+_TROUBLE = re.compile(r" (?:WARNING|ERROR|CRITICAL) [\w.]+: (.*)|\[(?:ERR|FTL)\] (.*)|^eastwest: (.*)")
+"""Lines worth repeating, and what of them: a role's log (cli.role), nats-server's, a role's last word."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class _Keeper:
         self._process: Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._last_line = ""
+        self._repeated = ""
 
     @property
     def pid(self) -> int | None:
@@ -158,8 +160,12 @@ class _Keeper:
 
     def _heard(self, line: str) -> None:
         self._last_line = line or self._last_line
-        if _ERROR_LINE.search(line):
-            self._say(f"{self.child.name}: {line}")
+        found = _TROUBLE.search(line)
+        trouble = next(filter(None, found.groups()), "") if found else ""
+        # A child that fails the same way at every start says so once.
+        if trouble and trouble != self._repeated:
+            self._repeated = trouble
+            self._say(f"{self.child.name}: {trouble}")
 
     async def _end(self) -> None:
         process = self._process
@@ -179,7 +185,8 @@ class _Keeper:
         code = self._process.returncode
         if code < 0:
             return f"was ended by {signal.Signals(-code).name}"
-        return f"ended with exit code {code}" + (f" ({self._last_line})" if self._last_line else "")
+        known = not self._last_line or (self._repeated and self._last_line.endswith(self._repeated))
+        return f"ended with exit code {code}" + ("" if known else f" ({self._last_line})")
 
 
 def confined(child: Child) -> list[str]:
