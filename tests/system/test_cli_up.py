@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from eastwest.lab.state import STATE_DIR, labs, load
 from tests.conftest import Workload, require
 
 EASTWEST = [sys.executable, "-m", "eastwest"]
@@ -227,6 +228,25 @@ def test_second_up_and_used_port_are_refused(site: Site, tmp_path: Path) -> None
         assert site.json("hosts")[0]["alive"]
         assert process.wait(SECONDS) == 0
     assert site.roles() == {}
+
+
+def made_by(lab: str, pid: int) -> bool:
+    state = load(STATE_DIR / lab)
+    return state is not None and state.owner.pid == pid
+
+
+def test_up_with_a_lab(site: Site) -> None:
+    """The lab's workloads are metered when `up` is ready, and gone when it has ended."""
+    require(shutil.which("ovs-vswitchd"), "needs Open vSwitch: apt-get install openvswitch-switch")
+    site.config.write_text('[probe]\nhost = "h1"\n')
+    with site.up("--lab", "--for", "3") as process:
+        (lab,) = [name for name in labs(STATE_DIR) if made_by(name, process.pid)]
+        listed = {row["name"] for row in site.json("labels")}
+        assert {f"{lab}-{member}" for member in ("a1", "a2", "b1", "b2", "load", "web")} <= listed
+        assert process.wait(SECONDS) == 0
+    assert lab not in labs(STATE_DIR)
+    assert not list(Path("/run/netns").glob(f"{lab}-*"))
+    assert site.config.with_name("up.err").read_text() == ""
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from eastwest.cli import options
-from eastwest.cli.config import DEFAULT_STATE_DIR
+from eastwest.cli.config import ProbeSettings, load
 from eastwest.cli.lock import MADE_BY_UP, StateLock, holder
 from eastwest.errors import MissingPrivilege, RefusedError
 
@@ -23,13 +23,16 @@ _OWN = (*MADE_BY_UP, "bpf", "filters.json", "lock", "probe.db*", "store")
 @click.command("down")
 @click.option("--purge", is_flag=True, help="Also delete the state: counters, flows, labels, logs.")
 @options.state_dir
-def command(purge: bool, state_dir: Path | None) -> None:
+@options.config
+def command(purge: bool, state_dir: Path | None, config_file: Path | None) -> None:
     """Stop a running `eastwest up`, and end the counting that it left in the kernel."""
     from eastwest.meter import pins
 
     if os.geteuid() != 0:
         raise MissingPrivilege("eastwest down detaches BPF programs, which needs root", "run it with sudo")
-    directory = (state_dir or DEFAULT_STATE_DIR).absolute()
+    # The file is asked only where it matters: one that is broken must not keep eastwest running.
+    directory = state_dir or load(ProbeSettings, config_file).probe.state_dir
+    directory = directory.absolute()
     done = ["stopped eastwest"] if _stop(directory) else []
     if directory.is_dir():
         with StateLock(directory):  # nobody starts one meanwhile

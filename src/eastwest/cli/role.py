@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -13,10 +12,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 def run(role: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a role until it ends, or until SIGTERM or SIGINT, on which it is cancelled and cleans up."""
-    level = os.environ.get("EASTWEST_LOG_LEVEL", "INFO").upper()
-    logging.basicConfig(stream=sys.stderr, level=logging.getLevelNamesMapping().get(level, logging.INFO))
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(logging.Formatter(_FORMAT))
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=_FORMAT)
     # Every request of every poll is not news.
     for chatty in ("httpx", "httpcore", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
