@@ -17,7 +17,7 @@ async def messages(server: RunningServer, kind: str) -> list[bytes]:
     try:
         stream = client.jetstream()
         state = (await stream.stream_info(STREAM)).state
-        found = [await stream.get_msg(STREAM, n) for n in range(state.first_seq, state.last_seq + 1)]
+        found = [await stream.get_msg(STREAM, n) for n in range(max(state.first_seq, 1), state.last_seq + 1)]
     except nats.js.errors.NotFoundError:
         return []
     finally:

@@ -12,8 +12,8 @@ from eastwest.meter.config import MeterConfig
 class ProbeConfig(MeterConfig, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What one probe watches, how often it drains, what it may keep."""
 
-    host: str = msgspec.field(default_factory=socket.gethostname)
-    """Name of this host in the fleet."""
+    host: str = msgspec.field(default_factory=lambda: socket.gethostname().partition(".")[0])
+    """Name of this host in the fleet; by default its host name without the domain."""
 
     state_dir: Path = Path("/var/lib/eastwest")
     cgroup_patterns: tuple[str, ...] = ("*.slice", "*.scope", "*.service")
