@@ -7,14 +7,20 @@ KERNEL := src/eastwest/kernel
 
 PACKAGES := clang llvm gcc libc6-dev libbpf-dev libelf-dev zlib1g-dev bpftool python3-venv python3-dev \
             iproute2 ethtool util-linux procps openvswitch-switch iperf3 tcpdump
+VM_PACKAGES := qemu-system-x86 busybox-static cpio
 
-.PHONY: demo test lint setup lock wheel clean
+.PHONY: demo test test-kernel-6.1 lint setup lock wheel clean
 
 demo: setup
 	$(BIN)/eastwest demo
 
 test: setup lint
 	$(BIN)/pytest
+
+# The kernel tests on Debian 12's own kernel (6.1: no TCX, no namespace cookie), in QEMU without KVM.
+test-kernel-6.1: setup
+	$(call install,$(VM_PACKAGES))
+	$(BIN)/python -m tests.vm.run $(VENV)/vm tests/kernel -k '"not 10000"'
 
 lint: setup
 	$(BIN)/ruff check .
@@ -23,15 +29,19 @@ lint: setup
 
 setup: $(VENV)/.packages $(SETUP) $(KERNEL)/.built
 
-# Only what is missing is installed; RUNLEVEL=1 keeps Debian from starting the services it brings.
+# Installs those of $(1) that are missing; RUNLEVEL=1 keeps Debian from starting the services they bring.
+define install
+@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(1) 2>/dev/null | awk '/ok installed$$/ {print $$1}' | sort >$(VENV)/.have; \
+  printf '%s\n' $(1) | sort | comm -23 - $(VENV)/.have | tr '\n' ' '); \
+if [ -n "$$missing" ]; then \
+  if [ "$$(id -u)" != 0 ]; then echo "missing Debian packages: $$missing; run as root: apt-get install $$missing" >&2; exit 1; fi; \
+  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; \
+fi
+endef
+
 $(VENV)/.packages: Makefile
 	@mkdir -p $(VENV)
-	@missing=$$(dpkg-query -W -f='$${Package} $${Status}\n' $(PACKAGES) 2>/dev/null | awk '/ok installed$$/ {print $$1}' | sort > $(VENV)/.have; \
-	  printf '%s\n' $(PACKAGES) | sort | comm -23 - $(VENV)/.have | tr '\n' ' '); \
-	if [ -n "$$missing" ]; then \
-	  if [ "$$(id -u)" != 0 ]; then echo "missing Debian packages: $$missing; run as root: apt-get install $$missing" >&2; exit 1; fi; \
-	  apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; \
-	fi
+	$(call install,$(PACKAGES))
 	@touch $@
 
 $(SETUP): requirements-dev.lock pyproject.toml $(VENV)/.packages

@@ -26,7 +26,9 @@ def require(condition: object, remedy: str) -> None:
 
 def run(*command: str) -> str:
     """Run a command that must succeed; its output."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
 
 
 def quiet(netns: Path, device: str) -> None:

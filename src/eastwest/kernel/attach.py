@@ -72,7 +72,9 @@ def remove_clsact_filters(ifindex: int) -> None:
 def mount_bpffs(path: Path) -> None:
     """Mount a BPF file system of our own at `path`, where none is."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.is_mount() and lib.mount(b"eastwest", str(path).encode(), b"bpf", 0, ffi.from_buffer(b"mode=0700\0")):
+    if not path.is_mount() and lib.mount(
+        b"eastwest", str(path).encode(), b"bpf", 0, ffi.from_buffer(b"mode=0700\0")
+    ):
         raise error(f"cannot mount a BPF file system at {path}", ffi.errno, "CAP_SYS_ADMIN")
 
 

@@ -1,0 +1,1 @@
+"""Running the kernel tests on another kernel, in a virtual machine."""
