@@ -6,7 +6,7 @@ SETUP := $(VENV)/.setup
 KERNEL := src/eastwest/kernel
 
 PACKAGES := clang llvm gcc libc6-dev libbpf-dev libelf-dev zlib1g-dev bpftool python3-venv python3-dev \
-            iproute2 ethtool util-linux procps openvswitch-switch iperf3 tcpdump
+            iproute2 ethtool util-linux procps openvswitch-switch
 VM_PACKAGES := qemu-system-x86 busybox-static cpio
 
 .PHONY: demo test test-kernel-6.1 lint setup lock wheel clean

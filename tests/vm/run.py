@@ -39,7 +39,8 @@ DONE = "eastwest-vm-exit="
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/usr/bin:/bin PYTHONPATH=/repo:/repo/src:/packages HOME=/root
-mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev; mount -t tmpfs none /tmp; mount -t tmpfs none /run
+mount -t proc none /proc; mount -t sysfs none /sys; mount -t devtmpfs none /dev
+mount -t tmpfs none /tmp; mount -t tmpfs none /run
 mkdir -p /run/netns /root; mount -t cgroup2 none /sys/fs/cgroup
 for module in /modules/*.ko; do insmod $module; done
 ip link set lo up
