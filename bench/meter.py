@@ -19,8 +19,9 @@ from tests.kernel.frames import ethernet, ipv4, tcp
 
 from eastwest.kernel import stats, trial
 from eastwest.kernel.attach import unmount_bpffs
+from eastwest.meter.check import cgroup_mount
 from eastwest.meter.config import MeterConfig
-from eastwest.meter.meter import Meter, Source, cgroup_mount
+from eastwest.meter.meter import Meter, Source
 
 ROUNDS = 15
 PACKETS = 40_000

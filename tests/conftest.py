@@ -12,7 +12,7 @@ import pytest
 
 from eastwest.kernel.attach import unmount_bpffs
 from eastwest.kernel.netns import inside
-from eastwest.meter.meter import cgroup_mount
+from eastwest.meter.check import cgroup_mount
 
 
 def require(condition: object, remedy: str) -> None:

@@ -1,6 +1,7 @@
 """The probe on a real bus: whatever it sees is booked to whom it belongs, at once, late, or again."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eastwest.bus.client import Bus
+from eastwest.kernel.netns import OWN as NETNS
+from eastwest.kernel.netns import inside
 from eastwest.labels.rules import Rule
 from eastwest.meter import pins
 from eastwest.meter.rows import FLOW_ROW, TOTAL_ROW
 from eastwest.probe.config import ProbeConfig
 from eastwest.probe.probe import Probe
-from tests.conftest import Workload, run
+from tests.conftest import Workload, quiet, run
+from tests.kernel.frames import ethernet, ipv4, udp
 from tests.system.bus_server import RunningServer, running
 from tests.system.stream import messages
 
@@ -346,5 +350,159 @@ for n in range(10):
             (lo,) = h.probe.interfaces()
             assert (lo.ingress_packets, lo.egress_packets) == (20, 20)
             assert (lo.ingress_not_seen_by_cgroup, lo.egress_not_seen_by_cgroup) == (0, 10)
+
+    with_server(tmp_path, test)
+
+
+def test_a_port_whose_other_end_moves_becomes_the_new_workloads(
+    netns: Path, cgroup: Path, tmp_path: Path
+) -> None:
+    """What was sent before stays with the old one; from the move on it is the new one's."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            with Workload(netns) as old, Workload(netns) as new:
+                before, after = await h.knows(old.name), await h.knows(new.name)
+                old.send(3)
+                await h.becomes({before: 3})
+                run("ip", "-n", old.name, "link", "set", "eth0", "name", "eth1")
+                run("ip", "-n", old.name, "link", "set", "eth1", "netns", new.name)
+                async with asyncio.timeout(10):
+                    while [p.name for w in h.probe.workloads() if w.label == before for p in w.ports]:
+                        await asyncio.sleep(0.02)
+                run("ip", "-n", new.name, "link", "set", "eth1", "name", "eth9")
+                quiet(new.netns, "eth9")
+                run("ip", "-n", new.name, "link", "set", "eth9", "up")
+                with inside(new.netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
+                    for _ in range(4):
+                        s.sendto(ethernet(ipv4(udp(bytes(72)), 17), 0x0800), ("eth9", 0))
+                await h.becomes({before: 3, after: 4})
+
+    with_server(tmp_path, test)
+
+
+def test_an_unnamed_namespace_is_a_workload_of_its_own(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """The kernel gives its inode to the next one at once; the label goes with the cookie, given once."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        labels = []
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            for _ in range(2):
+                holder = subprocess.Popen(["unshare", "-n", "sleep", "60"])
+                try:
+                    async with asyncio.timeout(10):
+                        while Path(f"/proc/{holder.pid}/ns/net").stat().st_ino == NETNS.stat().st_ino:
+                            await asyncio.sleep(0.02)
+                    link = ("ip", "-n", netns.name, "link", "add", "p0", "type", "veth", "peer", "eth0")
+                    run(*link, "netns", str(holder.pid))
+                    async with asyncio.timeout(10):
+                        while not (present := [w for w in h.probe.workloads() if w.present]):
+                            await asyncio.sleep(0.02)
+                    labels.append(present[0].label)
+                    assert present[0].name.startswith("netns-")
+                finally:
+                    holder.kill()
+                    holder.wait()
+                async with asyncio.timeout(10):
+                    while any(w.present for w in h.probe.workloads()):
+                        await asyncio.sleep(0.02)
+        assert len(set(labels)) == 2
+
+    with_server(tmp_path, test)
+
+
+def test_a_cgroup_removed_while_no_probe_runs_gives_its_account_back(
+    netns: Path, cgroup: Path, tmp_path: Path
+) -> None:
+    """And its last packets are booked to it all the same."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        settings = {"netns": netns, "cgroup_root": cgroup, "linger_seconds": 0.5}
+        async with harness(server, state, **settings) as h:
+            (cgroup / "g.scope").mkdir()
+            label = await h.knows("g")
+        talk(cgroup / "g.scope", netns, 5)
+        (cgroup / "g.scope").rmdir()
+        async with harness(server, state, **settings) as h:
+            await h.becomes({label: 10})
+            async with asyncio.timeout(10):
+                while h.probe.open_accounts != 1:  # label 0's own
+                    await asyncio.sleep(0.02)
+            await h.becomes({label: 10})
+
+    with_server(tmp_path, test)
+
+
+def test_another_way_to_attach_starts_anew_and_counts_once(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """Pinned links of one way must not stay beside the filters of the other."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        with Workload(netns) as workload:
+            async with harness(server, state, netns=netns, cgroup_root=cgroup, attach="tcx") as h:
+                label, boot = await h.knows(workload.name), h.probe.boot
+                workload.send(5)
+                await h.becomes({label: 5})
+            async with harness(server, state, netns=netns, cgroup_root=cgroup, attach="clsact") as h:
+                assert h.probe.boot != boot
+                await h.knows(workload.name)
+                workload.send(6)
+                await h.becomes({label: 11})
+
+    with_server(tmp_path, test)
+
+
+def test_two_meters_with_filters_on_one_port_count_each_for_itself(
+    netns: Path, cgroup: Path, tmp_path: Path
+) -> None:
+    """Side by side by clsact, and the end of one leaves the other."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        settings = {"netns": netns, "cgroup_root": cgroup, "attach": "clsact"}
+        other = state.with_name("other")
+        try:
+            with Workload(netns) as workload, running(tmp_path / "nats2") as server2:
+                async with harness(server2, other, **settings) as two:
+                    async with harness(server, state, **settings) as one:
+                        label = await one.knows(workload.name)
+                        await two.knows(workload.name)
+                        workload.send(5)
+                        await one.becomes({label: 5})
+                    pins.remove(state)
+                    workload.send(6)
+                    await two.becomes({label: 11})
+        finally:
+            pins.remove(other)
+
+    with_server(tmp_path, test)
+
+
+def test_a_full_outbox_is_a_named_loss_that_lasts(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """With the bus away and no room, flow detail goes and totals stay; over a restart, label 0's too."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        settings: dict[str, Any] = {"netns": netns, "cgroup_root": cgroup, "outbox_max_bytes": 0}
+        async with harness(server, state, **settings) as h:
+            with Workload(netns) as workload:
+                label = await h.knows(workload.name)
+                server.kill()
+                workload.send(1)
+                async with asyncio.timeout(10):
+                    while not h.probe.pending_bytes:
+                        await asyncio.sleep(0.02)
+                workload.send(9)
+                (cgroup / "plain").mkdir(exist_ok=True)
+                talk(cgroup / "plain", netns, 4)
+                async with asyncio.timeout(10):
+                    while {n: t.lost for n, t in h.probe.ledger().items()} != {
+                        label: {"outbox_full": 9},
+                        0: {"outbox_full": 8},
+                    }:
+                        await asyncio.sleep(0.02)
+        async with harness(server, state, **settings) as h:
+            async with asyncio.timeout(10):
+                while not h.probe.ledger():
+                    await asyncio.sleep(0.02)
+            assert h.probe.ledger()[0].lost == {"outbox_full": 8}
+            assert h.probe.ledger()[label].seen == 10
 
     with_server(tmp_path, test)

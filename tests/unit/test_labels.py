@@ -1,6 +1,7 @@
 """Selectors, rules, and the registry of labels."""
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 
@@ -60,6 +61,9 @@ class Memory:
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
         self.rows: dict[str, tuple[bool, bytes]] = {}
+
+    def transaction(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def number(self, name: str) -> int:
         return self.numbers.get(name, 0)
@@ -164,3 +168,34 @@ def test_what_a_user_says_wins_over_rules() -> None:
     again = Registry("h", [], memory)
     assert again.label(netns("x")) == label
     assert again.workload(label).tenant == "b"
+
+
+def test_what_is_said_of_a_workload_that_is_gone_holds_when_it_comes_back() -> None:
+    memory = Memory()
+    registry = leased(Bucket(), memory)
+    label = registry.label(netns("x"))
+    assert label is not None
+    registry.observe({}, now=2)
+    later = Registry("h", [], memory)
+    later.say(label, Facts(tenant="new"))
+    assert later.label(netns("x")) == label
+    assert later.workload(label).tenant == "new"
+
+
+def test_after_a_power_cut_no_label_of_the_old_lease_is_given() -> None:
+    """The disk may be behind: what is left of the block is thrown away."""
+    memory = Memory()
+    bucket = Bucket()
+    registry = leased(bucket, memory)
+    assert registry.label(netns("a")) == 1
+    memory.numbers["label_next"] = 1  # as the disk had it before
+    registry.discard_lease()
+    assert registry.labels_left == 0
+    asyncio.run(registry.lease(bucket))
+    assert registry.label(netns("b")) == 1 + BLOCK
+
+
+@pytest.mark.parametrize("key", ["tenant", "network", "service", "service_id"])
+def test_a_rule_may_match_only_what_is_seen(key: str) -> None:
+    with pytest.raises(ConfigError, match="what rules say"):
+        Rule(match=f"{key}=a")

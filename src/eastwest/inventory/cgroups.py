@@ -11,12 +11,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from eastwest.errors import KernelError
-from eastwest.inventory.model import Found
+from eastwest.inventory.model import Found, readable
 from eastwest.kernel.events import RingBuffer
 from eastwest.kernel.libbpf import Object
 from eastwest.kernel.records import CGROUPS_OBJECT, record
 
 log = logging.getLogger(__name__)
+
+_SCAN_SECONDS = 30
 
 
 class Cgroups:
@@ -32,6 +34,9 @@ class Cgroups:
         self._changed = changed
         self._paths: dict[int, str] = {}
         self._removed: dict[int, float] = {}
+        self._owners: dict[int, Found | None] = {}
+        self._workloads: set[int] = set()
+        self._cut_path = False
         self._object: Object | None = None
         self._ring: RingBuffer | None = None
         self.problem: str | None = None
@@ -42,7 +47,7 @@ class Cgroups:
         except KernelError as e:
             self.problem = f"no cgroup events ({e}): new cgroups are found by scanning only"
             log.warning(self.problem)
-        self.scan()
+        await self.scan()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -67,29 +72,47 @@ class Cgroups:
 
     def _event(self, data: bytes) -> None:
         event = np.frombuffer(data, record("cgroup_event"))[0]
-        text = bytes(event["path"])[: max(int(event["length"]) - 1, 0)]
-        path = self._below_root(text.decode(errors="replace"))
-        if path is None:
-            return
-        number = int(event["id"])
+        number, length = int(event["id"]), int(event["length"])
         if event["removed"]:
             self._remove(number)
+        elif length >= event["path"].nbytes:
+            self._cut_path = True  # longer than an event holds: the next scan reads it
         else:
-            self._paths[number] = path
+            path = self._below_root(bytes(event["path"])[: max(length - 1, 0)])
+            if path is not None:
+                self._enter(number, path)
+
+    def _below_root(self, path: bytes) -> str | None:
+        prefix = os.fsencode(self._prefix.rstrip("/"))
+        if path == prefix or path.startswith(prefix + b"/"):
+            return readable(path[len(prefix) :]) or "/"
+        return None
+
+    def _enter(self, number: int, path: str) -> None:
+        self._paths[number] = path
+        lineage = [path, *map(str, PurePosixPath(path).parents)]
+        self._owners[number] = next((found for one in lineage if (found := self._found(one))), None)
+        if self._found(path):
+            self._workloads.add(number)
 
     def _remove(self, number: int) -> None:
         # Its path stays for a while: its sockets, and what they have sent, may outlive it.
         if number in self._paths:
             self._removed.setdefault(number, time.monotonic())
 
-    def _below_root(self, path: str) -> str | None:
-        prefix = self._prefix.rstrip("/")
-        if path == prefix or path.startswith(prefix + "/"):
-            return path[len(prefix) :] or "/"
-        return None
-
-    def scan(self) -> None:
+    async def scan(self) -> None:
         """Compare with the file system; right also where an event was missed. A cgroup's id is its inode."""
+        before = set(self._paths)
+        there = await asyncio.to_thread(self._walk)
+        for number in before - there.keys():
+            self._remove(number)
+        fresh = there.keys() - self._paths.keys()
+        for number in fresh:
+            self._enter(number, there[number])
+        if fresh:
+            self._changed()
+
+    def _walk(self) -> dict[int, str]:
         paths: dict[int, str] = {}
         for directory, names, _ in os.walk(self._root):
             try:
@@ -97,17 +120,23 @@ class Cgroups:
             except FileNotFoundError:
                 names.clear()
                 continue
-            paths[inode] = directory.removeprefix(str(self._root)) or "/"
-        for number in self._paths.keys() - paths.keys():
-            self._remove(number)
-        if paths.keys() - self._paths.keys():
-            self._paths |= paths
-            self._changed()
+            paths[inode] = readable(directory.removeprefix(str(self._root))) or "/"
+        return paths
+
+    async def watch(self) -> None:
+        """Look again from time to time, and soon after a path that an event could not hold; run as a task."""
+        while True:
+            for _ in range(_SCAN_SECONDS):
+                await asyncio.sleep(1)
+                if self._cut_path or self.problem:
+                    break
+            self._cut_path = False
+            await self.scan()
 
     def workloads(self) -> dict[int, Found]:
         """Every cgroup there is that is a workload: id → what was found."""
-        present = {number: path for number, path in self._paths.items() if number not in self._removed}
-        return {number: found for number, path in present.items() if (found := self._found(path))}
+        there = self._workloads - self._removed.keys()
+        return {number: found for number in there if (found := self._owners[number])}
 
     def knows(self, cgroup: int) -> bool:
         """Whether a cgroup is there, or was removed not long ago."""
@@ -117,13 +146,13 @@ class Cgroups:
         """Cgroups that were removed before `moment` (monotonic seconds); they are forgotten with this."""
         old = {number for number, when in self._removed.items() if when < moment}
         for number in old:
-            del self._removed[number], self._paths[number]
+            del self._removed[number], self._paths[number], self._owners[number]
+        self._workloads -= old
         return old
 
     def owner(self, cgroup: int) -> Found | None:
         """The nearest workload at or above a cgroup; None: there is none, or the cgroup is not known."""
-        path = PurePosixPath(self._paths.get(cgroup, "/"))
-        return next((found for one in (path, *path.parents) if (found := self._found(str(one)))), None)
+        return self._owners.get(cgroup)
 
     def _found(self, path: str) -> Found | None:
         name = PurePosixPath(path).name

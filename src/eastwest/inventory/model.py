@@ -1,5 +1,6 @@
 """What discovery finds."""
 
+import os
 from dataclasses import dataclass
 
 
@@ -21,3 +22,9 @@ class HostPort:
     name: str
     mac: str
     owner: Found | None = None
+
+
+def readable(name: str | bytes) -> str:
+    """A name as anybody may have made it, fit for a database and a terminal: escaped where not printable."""
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -16,8 +16,9 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink import rtnl
 from pyroute2.netlink.exceptions import NetlinkError
 
-from eastwest.inventory.model import Found, HostPort
-from eastwest.kernel.netns import route_socket
+from eastwest.errors import KernelError
+from eastwest.inventory.model import Found, HostPort, readable
+from eastwest.kernel.netns import cookie, host_boot, route_socket
 
 log = logging.getLogger(__name__)
 
@@ -94,27 +95,36 @@ class Ports:
     async def resolve(self) -> None:
         """Look again for the namespaces of ports without an owner: a name may be given late."""
         for ifindex, port in list(self._ports.items()):
-            if port.owner is None and (owner := await self._owner(self._nsids[ifindex])):
-                if ifindex in self._ports:
-                    self._ports[ifindex] = replace(port, owner=owner)
+            nsid = self._nsids.get(ifindex)
+            if port.owner is not None or nsid is None:
+                continue
+            owner = await self._owner(nsid)
+            # Meanwhile the link may have gone, or become another.
+            if owner and self._ports.get(ifindex) is port:
+                self._ports[ifindex] = replace(port, owner=owner)
                 self._changed()
 
     async def _owner(self, nsid: int) -> Found | None:
         name = self._names.get(nsid)
         if name is None or await self._nsid(_NAMED / name) != nsid:
-            self._names.clear()
-            for path in _named_namespaces():
-                self._names[await self._nsid(path)] = path.name
-            name = self._names.get(nsid)
+            names = {await self._nsid(path): path.name for path in _named_namespaces()}
+            self._names, name = names, names.get(nsid)
         if name is None:
-            name = await self._anonymous(nsid)
-        return Found(f"netns:{name}", "netns", name) if name else None
+            return await self._anonymous(nsid)
+        return Found(f"netns:{readable(name)}", "netns", readable(name)) if name else None
 
-    async def _anonymous(self, nsid: int) -> str | None:
-        """A namespace that only processes hold is named by its inode; the host's own is no workload."""
+    async def _anonymous(self, nsid: int) -> Found | None:
+        """A namespace that only processes hold; the host's own is no workload.
+
+        It goes by its cookie, which is never given twice in one boot of the host; inodes are, at once.
+        """
         for path, inode in _process_namespaces():
-            if await self._nsid(path) == nsid:
-                return None if inode == _inode(Path("/proc/1/ns/net")) else f"netns-{inode}"
+            if await self._nsid(path) == nsid and inode != _inode(Path("/proc/1/ns/net")):
+                try:
+                    name = f"netns-{cookie(path)}"
+                except KernelError:
+                    return None  # its last process has just ended
+                return Found(f"netns:{host_boot()}:{name}", "netns", name)
         return None
 
     async def _nsid(self, path: Path) -> int:

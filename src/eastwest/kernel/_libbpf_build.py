@@ -31,7 +31,9 @@ int bpf_map__set_initial_value(struct bpf_map *map, const void *data, size_t siz
 int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
 int bpf_map__set_inner_map_fd(struct bpf_map *map, int fd);
 int libbpf_num_possible_cpus(void);
-int libbpf_probe_bpf_helper(int prog_type, int helper_id, const void *opts);
+struct bpf_insn { __u8 code; ...; };
+int bpf_prog_load(int prog_type, const char *prog_name, const char *license, const struct bpf_insn *insns,
+                  size_t insn_cnt, const void *opts);
 
 /* maps by descriptor */
 int bpf_map_update_elem(int fd, const void *key, const void *value, __u64 flags);

@@ -11,7 +11,7 @@ from eastwest.kernel.libbpf import ENOENT, checked, error
 # enum bpf_attach_type; written out because TCX (Linux 6.6) is younger than the headers this must build with.
 CGROUP_INGRESS, CGROUP_EGRESS, TCX_INGRESS, TCX_EGRESS = 0, 1, 46, 47
 _CLSACT_INGRESS, _CLSACT_EGRESS, _CLSACT = 1, 2, 3
-_FILTER_HANDLE, _FILTER_PRIORITY = 1, 0xEA57
+_FILTER_PRIORITY = 0xEA57
 _REPLACE = 1
 _EEXIST = 17
 
@@ -48,23 +48,29 @@ def _hook(ifindex: int, point: int) -> Any:
 
 
 def _filter(**fields: int) -> Any:
-    fields |= {"handle": _FILTER_HANDLE, "priority": _FILTER_PRIORITY}
+    fields |= {"priority": _FILTER_PRIORITY}
     return ffi.new("struct bpf_tc_opts *", {"sz": ffi.sizeof("struct bpf_tc_opts"), **fields})
 
 
-def clsact_filter(program: int, ifindex: int, egress: bool) -> None:
-    """Attach as a classic filter, in the current network namespace, in place of our own earlier one."""
+def clsact_filter(program: int, ifindex: int, egress: bool, handle: int) -> None:
+    """Attach as a classic filter, in the current network namespace, in place of one of this handle.
+
+    Filters of one priority run one after the other, since each leaves the verdict to the next.
+    """
     result = lib.bpf_tc_hook_create(_hook(ifindex, _CLSACT))
     if result not in (0, -_EEXIST):
         checked(result, "cannot make a clsact qdisc")
     hook = _hook(ifindex, _CLSACT_EGRESS if egress else _CLSACT_INGRESS)
-    checked(lib.bpf_tc_attach(hook, _filter(prog_fd=program, flags=_REPLACE)), "cannot attach a filter")
+    checked(
+        lib.bpf_tc_attach(hook, _filter(prog_fd=program, flags=_REPLACE, handle=handle)),
+        "cannot attach a filter",
+    )
 
 
-def remove_clsact_filters(ifindex: int) -> None:
-    """Remove our filters from an interface; the qdisc stays, others may use it."""
+def remove_clsact_filters(ifindex: int, handle: int) -> None:
+    """Remove the filters of this handle from an interface; the qdisc stays, others may use it."""
     for point in (_CLSACT_INGRESS, _CLSACT_EGRESS):
-        result = lib.bpf_tc_detach(_hook(ifindex, point), _filter())
+        result = lib.bpf_tc_detach(_hook(ifindex, point), _filter(handle=handle))
         if result not in (0, -ENOENT, -19, -22):  # ENODEV: interface gone; EINVAL: no clsact any more
             checked(result, "cannot remove a filter")
 

@@ -60,3 +60,8 @@ def route_socket(path: Path | None) -> int:
     """
     with inside(path):
         return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE).detach()
+
+
+def host_boot() -> str:
+    """The kernel's random name for this boot of the host."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -6,6 +6,7 @@ the whole fleet and never given twice. A workload that comes back under the same
 
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import msgspec
@@ -20,12 +21,14 @@ BLOCK = 1024
 
 _KEY = "next"
 _ADDRESSES_KEPT = 64
+_PORTS_KEPT = 64
 _FRESH = 3600 * 10**9
 
 
 class Memory(Protocol):
     """Where the registry keeps what must last."""
 
+    def transaction(self) -> AbstractContextManager[None]: ...
     def number(self, name: str) -> int: ...
     def set_number(self, name: str, value: int) -> None: ...
     def present_workloads(self) -> list[bytes]: ...
@@ -58,7 +61,7 @@ class History(msgspec.Struct):
 
 
 class Registry:
-    """Every workload this host ever had; `changed` ones wait to be told to the fleet."""
+    """The workloads of this host, there or gone not long ago; `changed` ones wait to be told to the fleet."""
 
     def __init__(self, host: str, rules: list[Rule], memory: Memory) -> None:
         self._host = host
@@ -67,10 +70,13 @@ class Registry:
         self._by_label: dict[int, History] = {}
         self._by_identity: dict[str, History] = {}
         self._changed: set[int] = set()
+        self._said: dict[int, Facts] = {}
+        self._classes: dict[int, TrafficClass] = {}
         for data in memory.present_workloads():
             self._add(msgspec.json.decode(data, type=History))
 
     def _add(self, history: History) -> None:
+        history.said = self._said.get(history.label, history.said)
         self._by_label[history.label] = self._by_identity[history.identity] = history
         self._changed.add(history.label)
 
@@ -87,12 +93,18 @@ class Registry:
         for history in gone:
             if history.label not in self._changed:
                 del self._by_label[history.label], self._by_identity[history.identity]
+                self._classes.pop(history.label, None)
 
     # -- labels --------------------------------------------------------------------------------------------
 
     @property
     def labels_left(self) -> int:
         return self._memory.number("label_end") - self._memory.number("label_next")
+
+    def discard_lease(self) -> None:
+        """Give none of the labels left: after a power cut the disk may not know which ones were given."""
+        with self._memory.transaction():
+            self._memory.set_number("label_next", self._memory.number("label_end"))
 
     async def lease(self, bucket: Bucket) -> None:
         """Get another block of labels. Raises BusError where the bus cannot be asked."""
@@ -102,8 +114,9 @@ class Registry:
             if first + BLOCK > 1 << 32:
                 raise BusError("all 4294967295 labels are given", "start a new fleet with an empty bus")
             if await bucket.create_or_update(_KEY, str(first + BLOCK).encode(), entry[1] if entry else None):
-                self._memory.set_number("label_end", first + BLOCK)
-                self._memory.set_number("label_next", first)
+                with self._memory.transaction():
+                    self._memory.set_number("label_next", first)
+                    self._memory.set_number("label_end", first + BLOCK)
                 return
         raise BusError("other probes took every block of labels that this one asked for", "it tries again")
 
@@ -132,7 +145,7 @@ class Registry:
             names = {port.name for port in ports}
             gone = [port.name for port in history.ports if port.name not in names]
             past = [name for name in history.past_ports if name not in names and name not in gone]
-            history.past_ports = past + gone
+            history.past_ports = (past + gone)[-_PORTS_KEPT:]
             history.present, history.ports, history.last_seen = identity in present, ports, now
             self._keep(history)
 
@@ -152,6 +165,8 @@ class Registry:
 
     def say(self, label: int, facts: Facts) -> None:
         """Take over what a user said of a label."""
+        # Also of one that is gone: it may come back.
+        self._said[label] = facts
         history = self._by_label.get(label)
         if history and history.said != facts:
             history.said = facts
@@ -164,6 +179,7 @@ class Registry:
 
     def _keep(self, history: History) -> None:
         self._changed.add(history.label)
+        self._classes.pop(history.label, None)
         data = msgspec.json.encode(history)
         self._memory.keep_workload(history.identity, history.label, history.present, data)
 
@@ -180,8 +196,10 @@ class Registry:
 
     def traffic_class(self, label: int) -> TrafficClass:
         """The class of all of a label's traffic."""
-        history = self._by_label.get(label)
-        return (self._facts(history).traffic_class if history else None) or "normal"
+        if label not in self._classes:
+            history = self._by_label.get(label)
+            self._classes[label] = (self._facts(history).traffic_class if history else None) or "normal"
+        return self._classes[label]
 
     def workload(self, label: int) -> Workload:
         """What the fleet is told of a label."""

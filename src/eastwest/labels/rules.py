@@ -6,6 +6,9 @@ from eastwest.bus.messages import Facts, TrafficClass
 from eastwest.errors import ConfigError, EastwestError
 from eastwest.labels.selector import Selector
 
+_SEEN = ("label", "name", "kind", "host", "port")
+"""What is known of a workload before anybody says anything."""
+
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One `[[rule]]`: workloads that `match` selects get these facts; a later rule wins over an earlier."""
@@ -19,9 +22,15 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def __post_init__(self) -> None:
         try:
-            Selector.parse(self.match)
+            conditions = Selector.parse(self.match).conditions
         except EastwestError as e:
             raise ConfigError(f"rule with match = '{self.match}': {e.what}", e.remedy) from None
+        for key, _ in conditions:
+            if key not in _SEEN:
+                raise ConfigError(
+                    f"rule with match = '{self.match}': {key} is what rules say, not what they see",
+                    f"match by {', '.join(_SEEN)}",
+                )
 
     @property
     def selector(self) -> Selector:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from eastwest.errors import RefusedError
 
@@ -16,6 +17,7 @@ class Selector:
     conditions: tuple[tuple[str, str], ...] = ()
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> "Selector":
         """Read `key=value[,key=value…]`. Raises RefusedError with the known keys."""
         conditions = []

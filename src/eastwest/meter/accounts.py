@@ -5,7 +5,7 @@ where that became known in time, else to 0 for good. A life has a serial that is
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from eastwest.meter.drain import Counters, Flows
 from eastwest.meter.rows import FLOW_ROW, PORT_NAME_SIZE, TOTAL_ROW
 
 _COUNTERS = record("account").names or ()
+_PACKETS = [_COUNTERS.index(name) for name in ("ingress_packets", "egress_packets")]
 
 _ACCOUNT = np.dtype(
     [
@@ -27,8 +28,34 @@ _ACCOUNT = np.dtype(
         ("last_seen", "<i8"),
         ("lost_packets", "<u8"),
         ("lost_bytes", "<u8"),
+        ("packets", "<u8"),
     ]
 )
+
+
+class Kept(Protocol):
+    """What is remembered of an account on disk."""
+
+    @property
+    def account(self) -> int: ...
+    @property
+    def serial(self) -> int: ...
+    @property
+    def label(self) -> int: ...
+    @property
+    def decided(self) -> bool: ...
+    @property
+    def port(self) -> str: ...
+    @property
+    def first_seen(self) -> int: ...
+    @property
+    def last_seen(self) -> int: ...
+    @property
+    def packets(self) -> int: ...
+    @property
+    def lost_packets(self) -> int: ...
+    @property
+    def lost_bytes(self) -> int: ...
 
 
 @dataclass
@@ -51,11 +78,27 @@ class Accounts:
         self.table[0]["open"] = self.table[0]["decided"] = True
         self._counters: Counters = np.zeros((size, len(_COUNTERS)), np.uint64)
         self._sent = np.zeros(size, TOTAL_ROW)
+        self._moved = np.zeros(size, np.bool_)
 
     def open(self, account: int, serial: int, port: str, first_seen: int) -> None:
-        self.table[account] = (serial, 0, True, False, port.encode(), first_seen, first_seen, 0, 0)
-        self._counters[account] = 0
+        """A new life. Counters may be there already: the kernel opens accounts, too."""
+        self.table[account] = (serial, 0, True, False, port.encode(), first_seen, first_seen, 0, 0, 0)
         self._sent[account] = 0
+
+    def restore(self, kept: Kept) -> None:
+        """A life that an earlier probe opened."""
+        self.table[kept.account] = (
+            kept.serial,
+            kept.label,
+            True,
+            kept.decided,
+            kept.port.encode(),
+            kept.first_seen,
+            kept.last_seen,
+            kept.lost_packets,
+            kept.lost_bytes,
+            kept.packets,
+        )
 
     def decide(self, account: int, label: int) -> None:
         """Book to a label, for good."""
@@ -73,23 +116,25 @@ class Accounts:
 
     def update(self, counters: Counters, now: int) -> None:
         """Take over the totals of a cut; `now`: unix ns."""
-        moved = (counters != self._counters).any(axis=1)
-        self.table["last_seen"][moved] = now
+        packets = counters[:, _PACKETS].sum(axis=1)
+        self._moved = packets != self.table["packets"]
+        self.table["last_seen"][self._moved] = now
+        self.table["packets"] = packets
         self._counters = counters
+
+    def moved(self) -> list[int]:
+        """Accounts that counted something in the last cut."""
+        return [int(account) for account in np.flatnonzero(self._moved)]
+
+    def kept(self, account: int) -> tuple[int, int, int, int]:
+        """What is to be remembered: last_seen, packets, lost_packets, lost_bytes."""
+        row = self.table[account]
+        return int(row["last_seen"]), int(row["packets"]), int(row["lost_packets"]), int(row["lost_bytes"])
 
     def lose(self, flows: Flows) -> None:
         """Count flows as lost for want of room in the outbox."""
         np.add.at(self.table["lost_packets"], flows.keys["account"], flows.counters["packets"])
         np.add.at(self.table["lost_bytes"], flows.keys["account"], flows.counters["bytes"])
-
-    def losses(self, account: int) -> tuple[int, int]:
-        """Packets and bytes that `lose` counted."""
-        row = self.table[account]
-        return int(row["lost_packets"]), int(row["lost_bytes"])
-
-    def restore_losses(self, account: int, packets: int, octets: int) -> None:
-        self.table[account]["lost_packets"] = packets
-        self.table[account]["lost_bytes"] = octets
 
     def totals(self) -> NDArray[Any]:
         """`TOTAL_ROW` of every open account."""

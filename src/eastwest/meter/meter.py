@@ -8,17 +8,20 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eastwest.errors import ConfigError, KernelError
+from eastwest.errors import KernelError, MissingFeature
 from eastwest.kernel import attach, features
 from eastwest.kernel.libbpf import BPF_NOEXIST, Map, Object
 from eastwest.kernel.netns import OWN, cookie, inside
 from eastwest.kernel.records import METER_OBJECT, enumeration, record
 from eastwest.meter import pins
+from eastwest.meter.check import cgroup_mount, check
 from eastwest.meter.config import MeterConfig
 
 _FIRST = bytes(4)
@@ -48,21 +51,13 @@ class Source(NamedTuple):
         return cls(int(row["label"]), int(row["account"]), bool(row["class"]))
 
 
-def cgroup_mount() -> Path:
-    """Where cgroup v2 is mounted. Raises ConfigError where it is not."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, target, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(target)
-    raise ConfigError("cgroup v2 is not mounted", "mount it: mount -t cgroup2 none /sys/fs/cgroup")
-
-
 class Meter:
     """The kernel side of counting. `directory` is where its own BPF file system is mounted."""
 
     def __init__(self, config: MeterConfig, directory: Path) -> None:
         self._config = config
         self._pins = directory
+        self._handle = pins.filter_handle(directory)
         self._object = Object(METER_OBJECT)
         self._lock = threading.Lock()
         self.tcx = True
@@ -71,6 +66,7 @@ class Meter:
         self.boot = 0
 
     def __enter__(self) -> Self:
+        check(self._config)
         attach.mount_bpffs(self._pins)
         try:
             self._load()
@@ -79,6 +75,8 @@ class Meter:
                 self._attach_interface(name)
         except BaseException:
             self._object.close()
+            if not self.adopted:
+                attach.unmount_bpffs(self._pins)  # half a meter is none
             raise
         return self
 
@@ -100,17 +98,23 @@ class Meter:
                 e.args = (f"{e}; if sizes or version changed: run eastwest down, then up again",)
             raise
         has_tcx = attach.has_tcx(self.program("port_ingress"))
+        if config.attach == "tcx" and not has_tcx:
+            raise MissingFeature("attach = 'tcx': this kernel has no TCX (Linux 6.6)", "set attach = 'auto'")
         self.tcx = config.attach == "tcx" or (config.attach == "auto" and has_tcx)
         self.adopted = bool(self.state()["boot"])
         if not self.adopted:
             self._start_boot()
         self.boot = int(self.state()["boot"])
 
+    @property
+    def scope(self) -> int:
+        """What the hooks are attached to, as a number: counters of another scope are not continued."""
+        root = (self._config.cgroup_root or cgroup_mount()).stat().st_ino
+        interfaces = sorted(self._config.host_interfaces)
+        return zlib.crc32(repr((cookie(self._config.netns), root, self.tcx, interfaces)).encode())
+
     def _start_boot(self) -> None:
-        while self.map("free_accounts").pop() is not None:
-            pass
-        for account in range(self._config.accounts - 1, 0, -1):
-            self.map("free_accounts").push(account.to_bytes(4, "little"))
+        self.give_free_accounts(set(range(self._config.accounts)) | self.take_free_accounts(), {0})
         self.write_state(boot=time.time_ns())
 
     def program(self, name: str) -> int:
@@ -151,11 +155,8 @@ class Meter:
             os.close(root)
 
     def _attach_interface(self, name: str) -> None:
-        try:
-            with inside(self._config.netns):
-                ifindex = socket.if_nametoindex(name)
-        except OSError:
-            raise ConfigError(f"host_interfaces: there is no interface {name}", "see ip link") from None
+        with inside(self._config.netns):
+            ifindex = socket.if_nametoindex(name)
         key = ifindex.to_bytes(4, "little")
         interfaces = self.map("interfaces")
         if interfaces.lookup(key) is None:
@@ -170,7 +171,7 @@ class Meter:
                 program = self.program(f"{kind}_{direction}")
                 if not self.tcx:
                     self._note_filter(ifindex, attached=True)
-                    attach.clsact_filter(program, ifindex, direction == "egress")
+                    attach.clsact_filter(program, ifindex, direction == "egress", self._handle)
                     continue
                 pin = self._pins / f"{kind}-{ifindex}-{direction}"
                 taken_over &= attach.pinned_link(pin, program, ifindex, point)
@@ -187,7 +188,7 @@ class Meter:
             (self._pins / f"port-{ifindex}-{direction}").unlink(missing_ok=True)
         if not self.tcx:
             with inside(self._config.netns):
-                attach.remove_clsact_filters(ifindex)
+                attach.remove_clsact_filters(ifindex, self._handle)
             self._note_filter(ifindex, attached=False)
 
     def _note_filter(self, ifindex: int, attached: bool) -> None:
@@ -209,6 +210,21 @@ class Meter:
             key = (account * 2 + half).to_bytes(4, "little")
             accounts.update(key, bytes(accounts.value_size * accounts.cpus))
         self.map("free_accounts").push(account.to_bytes(4, "little"))
+
+    def take_free_accounts(self) -> set[int]:
+        """Take all that are free, so that the kernel opens none until they are given back."""
+        taken = set()
+        while account := self.open_account():
+            taken.add(account)
+        return taken
+
+    def give_free_accounts(self, free: set[int], used: set[int]) -> None:
+        """Give back all that are not used; those in nobody's hands (a killed probe's) start at zero."""
+        for account in sorted(set(range(self.map("accounts").max_entries // 2)) - used, reverse=True):
+            if account in free:
+                self.map("free_accounts").push(account.to_bytes(4, "little"))
+            else:
+                self.free_account(account)
 
     def set_port(self, ifindex: int, source: Source) -> None:
         self.map("port_sources").update(ifindex.to_bytes(4, "little"), source.pack())
@@ -233,6 +249,11 @@ class Meter:
 
     def remove_cgroup(self, cgroup: int) -> None:
         self.map("cgroup_sources").delete(cgroup.to_bytes(8, "little"))
+
+    def cgroup_accounts(self) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
+        """cgroup ids, and the account of each."""
+        keys, values = self.map("cgroup_sources").read(np.dtype("<u8"), record("source"))
+        return keys, values["account"]
 
     def cgroup_sources(self) -> dict[int, Source]:
         """cgroup id → source."""

@@ -3,6 +3,7 @@
 Everything is in one place of a state directory: `bpf` (pinned maps and links) and `filters.json`.
 """
 
+import zlib
 from pathlib import Path
 
 import msgspec
@@ -31,7 +32,17 @@ def _traces(state_dir: Path) -> Path:
 def note_filters(pins: Path, netns: Path | None, interfaces: set[int]) -> None:
     """Remember classic filters: they live until somebody removes them."""
     text = msgspec.json.encode(Traces(str(netns) if netns else None, sorted(interfaces)))
-    _traces(pins.parent).write_bytes(text)
+    fresh = pins.parent / ".filters.json"
+    try:
+        fresh.write_bytes(text)
+        fresh.replace(_traces(pins.parent))
+    except OSError as e:
+        raise KernelError(f"cannot write {fresh}: {e.strerror}", "make room on its disk") from None
+
+
+def filter_handle(pins: Path) -> int:
+    """The handle of this meter's classic filters: two meters on one interface have one each."""
+    return zlib.crc32(str(pins.absolute()).encode()) or 1
 
 
 def noted_filters(pins: Path) -> set[int]:
@@ -50,7 +61,7 @@ def remove(state_dir: Path) -> bool:
         try:
             with inside(netns):
                 for ifindex in traces.interfaces:
-                    attach.remove_clsact_filters(ifindex)
+                    attach.remove_clsact_filters(ifindex, filter_handle(directory(state_dir)))
         except KernelError:
             if netns and netns.exists():
                 raise

@@ -16,13 +16,15 @@ from eastwest.labels.registry import Registry
 from eastwest.meter.accounts import Accounts, Held
 from eastwest.meter.drain import Counters, Cut, Drain, Flows
 from eastwest.meter.rows import FLOW_ROW, sum_by_label
-from eastwest.probe.booking import Booking, Tally
+from eastwest.probe.booking import Booking
 from eastwest.probe.config import ProbeConfig
 from eastwest.probe.journal import Journal, Outgoing
+from eastwest.probe.lives import Lives, Tally
 
 log = logging.getLogger(__name__)
 
 ROWS_PER_MESSAGE = 4096
+WORKLOADS_PER_MESSAGE = 256
 _ETHERTYPE_LOWEST = 1500
 _REMEMBERED = 3600 * 10**9
 
@@ -38,6 +40,7 @@ class Cutter:
         drain: Drain,
         accounts: Accounts,
         booking: Booking,
+        lives: Lives,
         registry: Registry,
         journal: Journal,
     ) -> None:
@@ -46,6 +49,7 @@ class Cutter:
         self._drain = drain
         self._accounts = accounts
         self._booking = booking
+        self._lives = lives
         self._registry = registry
         self._journal = journal
         self._waiting: Flows | None = None
@@ -73,12 +77,13 @@ class Cutter:
 
     def record(self, cut: Cut | None) -> None:
         """Put a cut into the outbox. Raises StoreError: then what it read waits for the next call."""
-        self._booking.reconcile()
         if cut:
             self.time = time.time_ns()
             self.hooks = cut.hooks
             self._accounts.update(cut.accounts, self.time)
             self._waiting = cut.flows
+        self._booking.reconcile()
+        if cut:
             self._lost = self._journal.outbox_bytes() > self._config.outbox_max_bytes
             if self._lost:
                 self._accounts.lose(cut.flows)
@@ -86,7 +91,7 @@ class Cutter:
             self._record(self._waiting, totals=True)
             self._drain.clear(self._waiting)
             self._waiting = None
-            self._booking.after_cut()
+            self._lives.after_cut()
 
     def _record(self, flows: Flows, totals: bool = False) -> None:
         offset = time.time_ns() - time.monotonic_ns()
@@ -103,9 +108,9 @@ class Cutter:
                 rows = ready[start : start + ROWS_PER_MESSAGE]
                 self._send(FLOWS, rows.tobytes(), sum_by_label(rows))
             if totals:
-                self._booking.keep_losses()
+                self._lives.keep_counts()
                 self._send_state()
-            self._journal.hold([held.rows.tobytes(), held.accounts.tobytes()] if len(held.rows) else [])
+            self._journal.hold(_held_blobs(held))
             self._journal.set_number("drained", flows.generation + 1)
         self.held = held
         if totals:
@@ -113,15 +118,15 @@ class Cutter:
             self._registry.told()
             self._registry.forget_gone(self.time - _REMEMBERED)
             self.sequence = self._journal.number("cut")
-            self.ledger = self._booking.ledger()
+            self.ledger = self._lives.ledger()
 
     def _send_state(self) -> None:
         workloads = self._registry.changed()
-        if workloads:
-            self._send(WORKLOADS, msgspec.json.encode(workloads), {})
+        for start in range(0, len(workloads), WORKLOADS_PER_MESSAGE):
+            self._send(WORKLOADS, msgspec.json.encode(workloads[start : start + WORKLOADS_PER_MESSAGE]), {})
         changed = self._accounts.changed_totals()
-        if len(changed):
-            self._send(TOTALS, changed.tobytes(), {})
+        for start in range(0, len(changed), ROWS_PER_MESSAGE):
+            self._send(TOTALS, changed[start : start + ROWS_PER_MESSAGE].tobytes(), {})
         self._journal.set_number("cut", self._journal.number("sequence"))
 
     def _send(self, kind: str, payload: bytes, packets: dict[int, int]) -> int:
@@ -144,14 +149,27 @@ class Cutter:
 
 def _addresses(raw: Iterable[Any]) -> list[str]:
     parsed = (IPv6Address(bytes(one)) for one in raw)
-    return [str(one.ipv4_mapped or one) for one in parsed]
+    # A host that looks for duplicates of its address sends from the unspecified one.
+    return [str(one.ipv4_mapped or one) for one in parsed if not one.is_unspecified]
+
+
+def _held_blobs(held: Held) -> list[bytes]:
+    """Rows, their accounts, and how a row is laid out: another version may read them."""
+    if not len(held.rows):
+        return []
+    return [held.rows.tobytes(), held.accounts.tobytes(), msgspec.json.encode(FLOW_ROW.descr)]
 
 
 def _read_held(journal: Journal) -> Held:
     blobs = journal.held()
     if not blobs:
         return Held.none()
-    return Held(np.frombuffer(blobs[0], FLOW_ROW).copy(), np.frombuffer(blobs[1], np.uint32).copy())
+    layout = np.dtype([(name, kind) for name, kind in msgspec.json.decode(blobs[2])])
+    old = np.frombuffer(blobs[0], layout)
+    rows = np.zeros(len(old), FLOW_ROW)
+    for name in set(layout.names or ()) & set(FLOW_ROW.names or ()):
+        rows[name] = old[name]
+    return Held(rows, np.frombuffer(blobs[1], np.uint32).copy())
 
 
 def close_boot(journal: Journal, host: str, boot: int) -> None:

@@ -5,7 +5,7 @@ there or not at all, and only then is the generation forgotten in the kernel.
 """
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -23,6 +23,7 @@ CREATE TABLE IF NOT EXISTS held (id INTEGER PRIMARY KEY, rows BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS accounts (
     account INTEGER PRIMARY KEY, serial INTEGER NOT NULL, label INTEGER NOT NULL, decided INTEGER NOT NULL,
     port TEXT NOT NULL, ifindex INTEGER NOT NULL, cgroup INTEGER NOT NULL, first_seen INTEGER NOT NULL,
+    last_seen INTEGER NOT NULL, packets INTEGER NOT NULL,
     lost_packets INTEGER NOT NULL, lost_bytes INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS retired (label INTEGER PRIMARY KEY, seen INTEGER NOT NULL, lost BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS workloads (
@@ -53,6 +54,8 @@ class AccountRow(NamedTuple):
     ifindex: int
     cgroup: int
     first_seen: int
+    last_seen: int = 0
+    packets: int = 0
     lost_packets: int = 0
     lost_bytes: int = 0
 
@@ -63,13 +66,15 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._numbers: dict[str, int] = {}
+        self.undone = False
+        """Whether a transaction failed, and the disk is behind memory since."""
 
     def __enter__(self) -> Self:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            # A power cut loses what the kernel lost as well; a crash of the probe loses nothing.
-            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;" + _SCHEMA)
+            # NORMAL: a power cut loses the last transactions, and the kernel's counters with them.
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
         except (OSError, sqlite3.Error) as e:
             raise StoreError(f"cannot open {self._path}: {e}", "choose a writable state_dir") from None
         return self
@@ -79,29 +84,39 @@ class Journal:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing of what the body writes."""
+        """All or nothing of what the body writes; after nothing, `undone` stays true until somebody has
+        written again what is in memory."""
+        self._execute("BEGIN IMMEDIATE")
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            yield
+            self._execute("COMMIT")
+        except BaseException:
+            self.undone = True
+            if self._db.in_transaction:
+                self._db.rollback()
+            raise
+
+    def _execute(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
         except sqlite3.Error as e:
-            raise StoreError(f"cannot write {self._path}: {e}", "make room on its disk") from None
+            raise StoreError(f"cannot use {self._path}: {e}", "make room on its disk") from None
 
     def number(self, name: str) -> int:
         if name not in self._numbers:
-            row = self._db.execute("SELECT value FROM numbers WHERE name = ?", (name,)).fetchone()
+            row = self._execute("SELECT value FROM numbers WHERE name = ?", (name,)).fetchone()
             self._numbers[name] = int(row[0]) if row else 0
         return self._numbers[name]
 
     def set_number(self, name: str, value: int) -> None:
         # Not undone with a transaction: a number that was given must not be given again.
         self._numbers[name] = value
-        self._db.execute("INSERT OR REPLACE INTO numbers VALUES (?, ?)", (name, value))
+        self._execute("INSERT OR REPLACE INTO numbers VALUES (?, ?)", (name, value))
+
+    def save_series(self) -> None:
+        """Write again how far every series has come, lest a number be given twice."""
+        for name in ("serial", "sequence", "label_next", "label_end"):
+            self.set_number(name, self.number(name))
 
     def take(self, name: str) -> int:
         """The next number of a series that starts at 1; kept for good once the transaction is."""
@@ -113,76 +128,79 @@ class Journal:
 
     def send(self, message: Outgoing) -> None:
         packets = msgspec.json.encode(message.packets)
-        self._db.execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?)", (*message[:4], packets))
+        self._execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?)", (*message[:4], packets))
 
     def outgoing(self) -> Outgoing | None:
         """The oldest message that is not acknowledged."""
-        row = self._db.execute("SELECT * FROM outbox ORDER BY boot, sequence LIMIT 1").fetchone()
+        row = self._execute("SELECT * FROM outbox ORDER BY boot, sequence LIMIT 1").fetchone()
         return Outgoing._make((*row[:4], msgspec.json.decode(row[4], type=dict[int, int]))) if row else None
 
     def sent(self, message: Outgoing) -> None:
         with self.transaction():
             key = (message.boot, message.sequence)
-            self._db.execute("DELETE FROM outbox WHERE boot = ? AND sequence = ?", key)
+            self._execute("DELETE FROM outbox WHERE boot = ? AND sequence = ?", key)
 
     def unsent(self, boot: int) -> list[tuple[int, dict[int, int]]]:
         """Sequence and packets by label of each flows message not acknowledged."""
-        rows = self._db.execute(
+        rows = self._execute(
             "SELECT sequence, packets FROM outbox WHERE boot = ? AND packets != '{}'", (boot,)
         )
         return [(sequence, msgspec.json.decode(packets, type=dict[int, int])) for sequence, packets in rows]
 
     def outbox_bytes(self) -> int:
-        row = self._db.execute("SELECT coalesce(sum(length(payload)), 0) FROM outbox").fetchone()
+        row = self._execute("SELECT coalesce(sum(length(payload)), 0) FROM outbox").fetchone()
         return int(row[0])
 
     # -- rows that wait for a label ------------------------------------------------------------------------
 
     def held(self) -> list[bytes]:
-        return [row[0] for row in self._db.execute("SELECT rows FROM held ORDER BY id")]
+        return [row[0] for row in self._execute("SELECT rows FROM held ORDER BY id")]
 
     def hold(self, rows: list[bytes]) -> None:
         """Replace all that is held."""
-        self._db.execute("DELETE FROM held")
-        self._db.executemany("INSERT INTO held (rows) VALUES (?)", [(one,) for one in rows])
+        self._execute("DELETE FROM held")
+        for one in rows:
+            self._execute("INSERT INTO held (rows) VALUES (?)", (one,))
 
     # -- accounts ------------------------------------------------------------------------------------------
 
     def accounts(self) -> list[AccountRow]:
         return [
             AccountRow._make((*row[:3], bool(row[3]), *row[4:]))
-            for row in self._db.execute("SELECT * FROM accounts")
+            for row in self._execute("SELECT * FROM accounts")
         ]
 
     def keep_account(self, row: AccountRow) -> None:
-        self._db.execute("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        self._execute("INSERT OR REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def drop_account(self, account: int) -> None:
-        self._db.execute("DELETE FROM accounts WHERE account = ?", (account,))
+        self._execute("DELETE FROM accounts WHERE account = ?", (account,))
 
     def drop_accounts(self) -> None:
         """Forget all of a boot's accounts, open and retired."""
-        self._db.execute("DELETE FROM accounts")
-        self._db.execute("DELETE FROM retired")
+        self._execute("DELETE FROM accounts")
+        self._execute("DELETE FROM retired")
 
     def retired(self) -> list[tuple[int, int, bytes]]:
         """label, packets seen, losses (JSON) in accounts of this boot that were given back."""
-        return list(self._db.execute("SELECT * FROM retired"))
+        return list(self._execute("SELECT * FROM retired"))
 
     def keep_retired(self, label: int, seen: int, lost: bytes) -> None:
-        self._db.execute("INSERT OR REPLACE INTO retired VALUES (?, ?, ?)", (label, seen, lost))
+        self._execute("INSERT OR REPLACE INTO retired VALUES (?, ?, ?)", (label, seen, lost))
 
     # -- workloads -----------------------------------------------------------------------------------------
 
     def present_workloads(self) -> list[bytes]:
         """Histories of the workloads that were there when this was last written."""
-        return [row[0] for row in self._db.execute("SELECT history FROM workloads WHERE present")]
+        return [row[0] for row in self._execute("SELECT history FROM workloads WHERE present")]
 
     def workload(self, identity: str) -> bytes | None:
         """The history of a workload that ever had a label here."""
-        row = self._db.execute("SELECT history FROM workloads WHERE identity = ?", (identity,)).fetchone()
+        row = self._execute("SELECT history FROM workloads WHERE identity = ?", (identity,)).fetchone()
         return row[0] if row else None
 
     def keep_workload(self, identity: str, label: int, present: bool, history: bytes) -> None:
+        # Not OR REPLACE: a label that another workload has must not pass unnoticed.
+        statement = "INSERT INTO workloads VALUES (?, ?, ?, ?) ON CONFLICT (identity) DO UPDATE SET "
         row = (identity, label, present, history)
-        self._db.execute("INSERT OR REPLACE INTO workloads VALUES (?, ?, ?, ?)", row)
+        self._execute(statement + "present = excluded.present, history = excluded.history", row)

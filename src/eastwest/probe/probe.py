@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import zlib
 from contextlib import AsyncExitStack
 from typing import Self
 
@@ -27,25 +28,28 @@ from eastwest.bus.messages import (
 from eastwest.errors import BusError, EastwestError, StoreError
 from eastwest.inventory.cgroups import Cgroups
 from eastwest.inventory.ports import Ports
+from eastwest.kernel.netns import host_boot
 from eastwest.kernel.records import enumeration
 from eastwest.labels.registry import Registry
 from eastwest.labels.rules import Rule
 from eastwest.meter import pins
 from eastwest.meter.accounts import Accounts
+from eastwest.meter.check import cgroup_mount
 from eastwest.meter.drain import Cut, Drain
 from eastwest.meter.interfaces import host_interfaces
-from eastwest.meter.meter import Meter, cgroup_mount
+from eastwest.meter.meter import Meter
 from eastwest.probe.booking import Booking
 from eastwest.probe.config import ProbeConfig
 from eastwest.probe.cost import CostMeter
 from eastwest.probe.cutter import Cutter, close_boot
 from eastwest.probe.journal import Journal
+from eastwest.probe.lives import Lives, Tally
 
 log = logging.getLogger(__name__)
 
 _LABELS_LOW = 64
 _RETRY_SECONDS = 1.0
-_SCAN_SECONDS = 10.0
+_GATHER_SECONDS = 0.02
 
 
 class Probe:
@@ -58,6 +62,7 @@ class Probe:
         self._stack = AsyncExitStack()
         self._changed = asyncio.Event()
         self._outgoing = asyncio.Event()
+        self._report_due = asyncio.Event()
         self._problems: dict[str, str | None] = {}
 
     async def __aenter__(self) -> Self:
@@ -76,43 +81,60 @@ class Probe:
         self._drain = Drain(self._meter)
         self._accounts = Accounts(self._meter.map("accounts").max_entries // 2)
         self._registry = Registry(config.host, self._rules, self._journal)
+        self._check_host_boot()
         mount = cgroup_mount()
         self._ports = await stack.enter_async_context(Ports(config.netns, self._changed.set))
         root = config.cgroup_root or mount
         self._cgroups = await stack.enter_async_context(
             Cgroups(mount, root, config.cgroup_patterns, self._changed.set)
         )
-        self._booking = Booking(
-            config=config,
+        self._lives = Lives(
             meter=self._meter,
             drain=self._drain,
             accounts=self._accounts,
             registry=self._registry,
             journal=self._journal,
+        )
+        self._booking = Booking(
+            config=config,
+            meter=self._meter,
+            lives=self._lives,
+            registry=self._registry,
+            journal=self._journal,
             ports=self._ports,
             cgroups=self._cgroups,
         )
-        self._booking.adopt()
         self._cutter = Cutter(
             config=config,
             boot=self._meter.boot,
             drain=self._drain,
             accounts=self._accounts,
             booking=self._booking,
+            lives=self._lives,
             registry=self._registry,
             journal=self._journal,
         )
+        self._booking.adopt()
         self._cutter.adopt()
         self._cost = CostMeter(self._meter.programs())
         self._started_at = time.time_ns()
+
+    def _check_host_boot(self) -> None:
+        """After a power cut the disk may be behind what was told to the fleet."""
+        boot = zlib.crc32(host_boot().encode())
+        if boot != self._journal.number("host_boot"):
+            self._registry.discard_lease()
+            with self._journal.transaction():
+                self._journal.set_number("host_boot", boot)
 
     def _enter_meter(self, stack: AsyncExitStack) -> Meter:
         """The meter whose counters the journal knows: adopted, or else a new one."""
         config, known = self._config, self._journal.number("boot")
         meter = Meter(config, pins.directory(config.state_dir))
         stack.enter_context(meter)
-        if meter.adopted and meter.boot != known:
-            log.warning("the counters in the kernel are not those of %s: starting anew", config.state_dir)
+        same_scope = meter.scope == self._journal.number("scope")
+        if meter.adopted and not (meter.boot == known and same_scope):
+            log.warning("the counters in the kernel are of another scope or journal: starting anew")
             meter.__exit__()
             pins.remove(config.state_dir)
             meter = Meter(config, pins.directory(config.state_dir))
@@ -121,6 +143,7 @@ class Probe:
             close_boot(self._journal, config.host, known)
             with self._journal.transaction():
                 self._journal.set_number("boot", meter.boot)
+                self._journal.set_number("scope", meter.scope)
         return meter
 
     @property
@@ -133,16 +156,30 @@ class Probe:
         """Packets in rows that wait for their workload."""
         return int(np.sum(self._cutter.held.rows["packets"]))
 
+    @property
+    def open_accounts(self) -> int:
+        """Accounts in use, label 0's own included."""
+        return int(np.sum(self._accounts.table["open"]))
+
+    @property
+    def pending_bytes(self) -> int:
+        """Of messages that the stream has not acknowledged."""
+        return self._journal.outbox_bytes()
+
+    def ledger(self) -> dict[int, Tally]:
+        """label → what was seen and lost as of the last cut; empty before the first."""
+        return self._cutter.ledger
+
     def ports(self) -> list[str]:
-        """Names of the ports found, their workloads known or not."""
-        return [port.name for port in self._ports.all().values()]
+        """Names of the ports that are counted, their workloads known or not."""
+        return [life.row.port for life in self._lives.by_port.values()]
 
     def interfaces(self) -> list[HostInterface]:
         """The host's own interfaces that are metered, now."""
         return host_interfaces(self._meter, self._config)
 
     def workloads(self) -> list[Workload]:
-        """Every workload this host ever had."""
+        """The workloads of this host, there or gone not long ago."""
         return self._registry.workloads()
 
     async def run(self) -> None:
@@ -154,8 +191,9 @@ class Probe:
             group.create_task(self._lease_labels(), name="labels")
             group.create_task(self._follow_facts(), name="facts")
             group.create_task(self._follow_inventory(), name="inventory")
-            group.create_task(self._scan(), name="scan")
+            group.create_task(self._cgroups.watch(), name="cgroups")
             group.create_task(self._send(), name="outbox")
+            group.create_task(self._report_for_ever(), name="report")
             group.create_task(self._cut_for_ever(), name="cuts")
 
     # -- tasks ---------------------------------------------------------------------------------------------
@@ -172,7 +210,7 @@ class Probe:
                 raise
             await self._ports.resolve()
             self._record(await self._cut())
-            await self._report()
+            self._report_due.set()
 
     async def _cut(self) -> Cut | None:
         """A cut, off the event loop. Once begun it is finished and recorded, also when this is cancelled."""
@@ -196,15 +234,10 @@ class Probe:
             await self._changed.wait()
             self._changed.clear()
             try:
-                self._booking.reconcile()
+                self._booking.reconcile(discover=False)
             except StoreError as e:
                 self._problem("journal", e)
-
-    async def _scan(self) -> None:
-        """A second look, for where an event was lost or cannot be had."""
-        while True:
-            await asyncio.sleep(_SCAN_SECONDS)
-            self._cgroups.scan()
+            await asyncio.sleep(_GATHER_SECONDS)  # the first change at once, those in its wake together
 
     async def _lease_labels(self) -> None:
         while True:
@@ -221,20 +254,23 @@ class Probe:
         async for key, value in self._bus.bucket(FACTS_BUCKET).watch():
             try:
                 facts = msgspec.json.decode(value, type=Facts) if value else Facts()
-                self._registry.say(int(key), facts)
+                with self._journal.transaction():
+                    self._registry.say(int(key), facts)
                 self._changed.set()
+            except StoreError as e:
+                self._problem("journal", e)
             except (ValueError, msgspec.MsgspecError) as e:
                 self._problem("facts", EastwestError(f"facts of label '{key}' are refused: {e}"))
 
     async def _send(self) -> None:
         """Hand the outbox to the stream, in order; what is acknowledged leaves the disk."""
         while True:
-            message = self._journal.outgoing()
-            if message is None:
-                self._outgoing.clear()
-                await self._outgoing.wait()
-                continue
             try:
+                message = self._journal.outgoing()
+                if message is None:
+                    self._outgoing.clear()
+                    await self._outgoing.wait()
+                    continue
                 await self._bus.publish(
                     message.subject,
                     message.payload,
@@ -254,6 +290,13 @@ class Probe:
         self._problems[about] = str(error)
 
     # -- what it tells -------------------------------------------------------------------------------------
+
+    async def _report_for_ever(self) -> None:
+        """After each cut, but not in its way: the bus may take its time to answer or to be away."""
+        while True:
+            await self._report_due.wait()
+            self._report_due.clear()
+            await self._report()
 
     async def _report(self) -> None:
         problems = [

@@ -77,7 +77,10 @@ struct account {
 	__u64 flow_map_full_bytes;
 };
 
-/* What a port or a cgroup is to the hooks. Label 0: not known (yet). */
+/*
+ * What a port or a cgroup is to the hooks. Counting goes by account; the label, 0 where it is not known (yet),
+ * is there for whoever acts on a packet.
+ */
 struct source {
 	__u32 label;
 	__u32 account;
@@ -110,7 +113,7 @@ struct meter_state {
 struct cgroup_event {
 	__u64 id;
 	__u32 removed;
-	__u32 length; /* of the path, with its NUL; PATH_MAX_SEEN where it was cut */
+	__u32 length; /* of the path, with its NUL; all of it where the path was cut */
 	char path[512];
 };
 
