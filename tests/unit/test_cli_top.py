@@ -73,7 +73,7 @@ def head(board: Board) -> str:
 
 
 def test_rates_from_counters() -> None:
-    """Difference over time, per direction, suspect included; the window slides."""
+    """Difference over time, per direction; suspect packets are among them; the window slides."""
     rates = Rates(window=4.0)
     for second in range(10):
         octets = 1000 * second if second < 5 else 5000
@@ -81,8 +81,17 @@ def test_rates_from_counters() -> None:
             7, "web", ingress_packets=10 * second, suspect_ingress_packets=second, egress_bytes=octets
         )
         rates.feed([row], float(second))
-    assert rates.of(7) == Rate(in_packets=11.0, in_bits=0.0, out_packets=0.0, out_bits=0.0, total=5000)
+    assert rates.of(7) == Rate(in_packets=10.0, in_bits=0.0, out_packets=0.0, out_bits=0.0, total=5000)
     assert rates.of(99) == Rate()
+
+
+def test_suspect_bytes_are_not_counted_twice() -> None:
+    """All of a label's traffic is suspect: rate and total are still those of the traffic."""
+    rates = Rates(window=4.0)
+    for second in (1, 2):
+        octets = 500 * second
+        rates.feed([counted(7, "web", second, octets, suspect_egress_bytes=octets)], float(second))
+    assert rates.of(7) == Rate(out_packets=1.0, out_bits=4000.0, total=1000)
 
 
 def test_rates_need_two_samples_and_never_fall() -> None:

@@ -8,11 +8,8 @@ from eastwest.cli.units import count, octets
 
 
 def traffic(row: Row) -> int:
-    """Bytes of a label, both directions, suspect ones included."""
-    return sum(
-        int(row.get(name) or 0)
-        for name in ("ingress_bytes", "egress_bytes", "suspect_ingress_bytes", "suspect_egress_bytes")
-    )
+    """Bytes of a label, both directions; suspect ones are among them."""
+    return sum(int(row.get(f"{way}_bytes") or 0) for way in ("ingress", "egress"))
 
 
 def suspect_packets(row: Row) -> int:

@@ -12,7 +12,7 @@ _COUNTERS = ("ingress_packets", "ingress_bytes", "egress_packets", "egress_bytes
 
 @dataclass(frozen=True)
 class Rate:
-    """Per second, suspect traffic included; bits are those of IP packets. total: bytes since the label is."""
+    """Per second; bits are those of IP packets. total: bytes since the label is."""
 
     in_packets: float = 0.0
     in_bits: float = 0.0
@@ -54,4 +54,4 @@ class Rates:
 
 
 def _counters(row: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(int(row.get(name) or 0) + int(row.get(f"suspect_{name}") or 0) for name in _COUNTERS)
+    return tuple(int(row.get(name) or 0) for name in _COUNTERS)

@@ -88,6 +88,15 @@ class Probe:
         self._cgroups = await stack.enter_async_context(
             Cgroups(mount, root, config.cgroup_patterns, self._changed.set)
         )
+        self._assemble()
+        self._booking.adopt()
+        self._cutter.adopt()
+        self._cost = CostMeter(self._meter.programs())
+        self._started_at = time.time_ns()
+
+    def _assemble(self) -> None:
+        """Between the kernel and the inventory: lives, booking, cuts."""
+        config = self._config
         self._lives = Lives(
             meter=self._meter,
             drain=self._drain,
@@ -114,10 +123,6 @@ class Probe:
             registry=self._registry,
             journal=self._journal,
         )
-        self._booking.adopt()
-        self._cutter.adopt()
-        self._cost = CostMeter(self._meter.programs())
-        self._started_at = time.time_ns()
 
     def _check_host_boot(self) -> None:
         """After a power cut the disk may be behind what was told to the fleet."""
