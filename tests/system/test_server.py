@@ -158,10 +158,10 @@ def test_label_set_merges_and_is_seen_by_the_probe(tmp_path: Path) -> None:
             for name, body, code, text in (
                 ("nobody", {}, 404, "there is no workload 'nobody'"),
                 ("twin", {}, 400, "'twin' names several workloads"),
-                ("web", {"colour": "red"}, 400, "body.colour: Extra inputs are not permitted"),
-                ("web", {"service_id": -1}, 400, "body.service_id"),
-                ("web", {"class": "good"}, 400, "body.class"),
-                ("web", ["x"], 400, "body"),
+                ("web", {"colour": "red"}, 400, "there is no fact 'colour'"),
+                ("web", {"service_id": -1}, 400, "service_id must be 0 to 4294967295"),
+                ("web", {"class": "good"}, 400, "class must be normal or suspect"),
+                ("web", ["x"], 400, "the request's body is no JSON object"),
             ):
                 status, answer = await post(name, body)
                 assert status == code

@@ -20,6 +20,7 @@ _STATUS: tuple[tuple[type[EastwestError], int], ...] = (
 )
 _LIMIT = 10_000
 _MAX_LIMIT = 1_000_000
+_MAX_NAME = 255
 
 
 class NoQuery(BaseModel):
@@ -31,21 +32,29 @@ class NoQuery(BaseModel):
 class AllQuery(NoQuery):
     """`all`: also what is gone."""
 
-    all: bool = False
+    all: bool = Field(False, description="true or false")
 
 
 class TimeQuery(NoQuery):
     """`label`: a selector; `since`, `until`: 30s, 5m, 2h, 1d (ago) or RFC 3339."""
 
-    label: str | None = Field(None, max_length=1000)
-    since: str = Field("5m", max_length=64)
-    until: str | None = Field(None, max_length=64)
+    label: str | None = Field(None, max_length=1000, description="at most 1000 characters long")
+    since: str = Field("5m", max_length=64, description="a time")
+    until: str | None = Field(None, max_length=64, description="a time")
 
 
 class FlowQuery(TimeQuery):
     """`limit`: at most so many, the latest."""
 
-    limit: int = Field(_LIMIT, ge=1, le=_MAX_LIMIT)
+    limit: int = Field(_LIMIT, ge=1, le=_MAX_LIMIT, description=f"1 to {_MAX_LIMIT}")
+
+
+_MUST_BE = {
+    field.alias or name: field.description
+    for model in (FlowQuery, AllQuery, models.Facts)
+    for name, field in model.model_fields.items()
+} | {"name": f"at most {_MAX_NAME} characters long"}
+"""Field → what its value must be, as its description says."""
 
 
 def create_app(backend: Backend) -> FastAPI:
@@ -116,7 +125,9 @@ def _add_flows(app: FastAPI, backend: Backend) -> None:
 def _add_facts(app: FastAPI, backend: Backend) -> None:
     @app.post("/api/v1/labels/{name}", responses={404: {"model": models.Error}})
     async def set_facts(
-        name: Annotated[str, Path(max_length=255)], facts: models.Facts, query: Annotated[NoQuery, Query()]
+        name: Annotated[str, Path(max_length=_MAX_NAME)],
+        facts: models.Facts,
+        query: Annotated[NoQuery, Query()],
     ) -> models.LabelFacts:
         """Say something of a workload, given by its name or label number; answers all that is said of it."""
         return await backend.set_facts(name, facts)
@@ -136,8 +147,14 @@ async def _refuse(request: Request, exception: Exception) -> Response:
 async def _invalid(request: Request, exception: Exception) -> Response:
     assert isinstance(exception, RequestValidationError)
     first: dict[str, Any] = exception.errors()[0]
-    where = ".".join(str(part) for part in first.get("loc", ()))
-    return error(400, f"{where}: {first.get('msg', 'invalid')}", "see /openapi.json for what is accepted")
+    where, *path = (str(part) for part in first["loc"])
+    name, kind = (path or [""])[0], first["type"]
+    if kind == "extra_forbidden":
+        thing = "fact" if where == "body" else "parameter"
+        return error(400, f"there is no {thing} '{name}'", "see /openapi.json for those there are")
+    if kind == "json_invalid" or name not in _MUST_BE:
+        return error(400, "the request's body is no JSON object", 'send one like {"tenant": "red"}')
+    return error(400, f"{name} must be {_MUST_BE[name]}", "correct it and ask again")
 
 
 async def _http(request: Request, exception: Exception) -> Response:

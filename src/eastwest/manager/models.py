@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_SHORT = "text of at most 255 characters"
+
 TrafficClass = Literal["normal", "suspect"]
 Direction = Literal["ingress", "egress"]
 
@@ -186,11 +188,11 @@ class Facts(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, strict=True)
 
-    tenant: str | None = Field(None, max_length=255)
-    network: str | None = Field(None, max_length=255)
-    service: str | None = Field(None, max_length=255)
-    service_id: int | None = Field(None, ge=0, lt=1 << 32)
-    traffic_class: TrafficClass | None = Field(None, alias="class")
+    tenant: str | None = Field(None, max_length=255, description=_SHORT)
+    network: str | None = Field(None, max_length=255, description=_SHORT)
+    service: str | None = Field(None, max_length=255, description=_SHORT)
+    service_id: int | None = Field(None, ge=0, lt=1 << 32, description=f"0 to {(1 << 32) - 1}")
+    traffic_class: TrafficClass | None = Field(None, alias="class", description="normal or suspect")
 
 
 class LabelFacts(BaseModel):
