@@ -69,7 +69,15 @@ def _is(board: Board, order: list[str]) -> bool:
 
 
 def head(board: Board) -> str:
-    return str(board.screen_stack[0].query_one("#head", Static).visual)
+    """What stands above the table."""
+    parts = (board.screen_stack[0].query_one(name, Static) for name in ("#head", "#problem"))
+    return "\n".join(str(part.visual) for part in parts if part.display)
+
+
+def screen(board: Board) -> str:
+    """The screen as the terminal has it."""
+    strips = board.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
 
 
 def test_rates_from_counters() -> None:
@@ -188,6 +196,29 @@ def test_flows_of_the_selected_workload() -> None:
     play(script)
 
 
+def test_nothing_is_cut_at_80_columns() -> None:
+    """Titles with the mark of the order, the last key of the footer, a long error, and the flows' keys."""
+
+    async def script(board: Board, pilot: "Pilot[None]", stub: Stub) -> None:
+        for key, title in (("s", "susp▼"), ("l", "label▼"), ("o", "out b/s▼"), ("t", "total▼")):
+            await pilot.press(key)
+            await until(lambda title=title: title in screen(board))  # type: ignore[misc]
+            assert "…" not in screen(board)
+        assert "q Quit" in screen(board)
+        assert "l Label" in screen(board)
+        await pilot.press("slash", *"tennant=r*", "enter")
+        known = "key=value[,key=value…] with a key of: label, name,"
+        await until(lambda: known in " ".join(screen(board).split()))
+        assert "port" in screen(board).partition("in/s")[0]
+        await pilot.press("escape", "enter")
+        await until(lambda: isinstance(board.screen, FlowScreen) and "esc Back" in screen(board))
+        assert "Label" not in screen(board)
+        await pilot.press("slash", "s")
+        assert isinstance(board.screen, FlowScreen)
+
+    play(script)
+
+
 def test_server_that_goes_and_comes_back() -> None:
     """What is known stays on the screen, the trouble above it; then all is well again."""
 
@@ -239,7 +270,7 @@ def test_head_of_an_empty_fleet() -> None:
     """Nothing reported yet is said as such."""
     from eastwest.cli.feed import Snapshot
 
-    text = headline(Snapshot(), "", "").plain
+    text = headline(Snapshot(), "").plain
     assert "0/0 hosts alive" in text
     assert "no host has reported yet" in text
     assert "nothing seen yet" in text

@@ -31,14 +31,14 @@ def _kind(line: Line) -> str:
 _COLUMNS: tuple[GridColumn[Line], ...] = (
     GridColumn("label", "label", 6, lambda line: str(line[0]["label"]), right=True),
     GridColumn("name", "name", 15, lambda line: line[0]["name"], grow=3),
-    GridColumn("tenant", "tenant", 8, lambda line: line[0]["tenant"], grow=1),
+    GridColumn("tenant", "tenant", 7, lambda line: line[0]["tenant"], grow=1),
     GridColumn("kind", "kind", 7, _kind, grow=1),
     GridColumn("in packets", "in/s", 7, lambda line: count(line[1].in_packets), right=True),
     GridColumn("in", "in b/s", 8, lambda line: bits(line[1].in_bits), right=True),
     GridColumn("out packets", "out/s", 7, lambda line: count(line[1].out_packets), right=True),
-    GridColumn("out", "out b/s", 9, lambda line: bits(line[1].out_bits), right=True),
+    GridColumn("out", "out b/s", 8, lambda line: bits(line[1].out_bits), right=True),
     GridColumn("total", "total", 8, lambda line: octets(line[1].total), right=True),
-    GridColumn("suspect", "susp", 5, lambda line: count(suspect_packets(line[0])), right=True),
+    GridColumn("suspect", "susp", 7, lambda line: count(suspect_packets(line[0])), right=True),
 )
 
 _ORDERS: dict[str, Callable[[Line], Any]] = {
@@ -57,6 +57,7 @@ class Board(App[None]):
 
     CSS = """
     #head { height: 4; }
+    #problem { height: auto; color: $error; text-style: bold; display: none; }
     #filter { height: 1; border: none; padding: 0; display: none; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -86,6 +87,7 @@ class Board(App[None]):
 
     def compose(self) -> ComposeResult:
         yield Static(id="head")
+        yield Static(id="problem", markup=False)
         yield Grid(_COLUMNS, lambda line: str(line[0]["label"]))
         yield Input(
             placeholder="key=value[,key=value…]  label name kind tenant network service host port",
@@ -111,6 +113,10 @@ class Board(App[None]):
                 self._problem = str(error)
             self._show()
             await asyncio.sleep(max(0.1, self._interval - (time.monotonic() - begun)))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """The table's keys are for when it is on top; the footer of what lies over it has its own."""
+        return len(self.screen_stack) == 1 or action not in ("filter", "unfilter", "order")
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._show)
@@ -152,8 +158,10 @@ class Board(App[None]):
     def _show(self) -> None:
         # The lowest screen: the flows of a workload may lie over it.
         board = self.screen_stack[0]
-        head = headline(self._snapshot, self._selector_text, self._misread or self._problem)
-        board.query_one("#head", Static).update(head)
+        board.query_one("#head", Static).update(headline(self._snapshot, self._selector_text))
+        problem = board.query_one("#problem", Static)
+        problem.update(self._misread or self._problem)
+        problem.display = bool(self._misread or self._problem)
         board.query_one(Grid).show_items(self._lines(), self._order, _style)
 
     def _lines(self) -> list[Line]:

@@ -55,8 +55,10 @@ class Grid(DataTable[Text], Generic[Item]):
         self.clear(columns=True)
         self._widths = self._fit(self.size.width or 80)
         for column, width in zip(self._columns_of_item, self._widths, strict=True):
-            title = f"{column.title}▼" if column.key == sorted_by else column.title
-            self.add_column(_set(title, width, column.right, "bold"), key=column.key, width=width)
+            # The mark may take the gap to the next column: it is one.
+            head = (f"{column.title}▼", width + 1) if column.key == sorted_by else (column.title, width)
+            title = _set(*head, column.right, "bold")[:width]
+            self.add_column(title, key=column.key, width=width)
         for item in items:
             cells = [
                 _set(column.cell(item), width, column.right, style(item))

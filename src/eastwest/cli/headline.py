@@ -9,13 +9,13 @@ from eastwest.cli.units import EMPTY, count, octets
 _LABELS_SHOWN = 6
 
 
-def headline(snapshot: Snapshot, filtered: str, problem: str) -> Text:
-    """Four lines for 80 columns; `problem` replaces the last, because it wants to be read."""
+def headline(snapshot: Snapshot, filtered: str) -> Text:
+    """Four lines for 80 columns."""
     lines = [
         _who(snapshot, filtered),
         _kernel_cost(snapshot),
         _process_cost(snapshot),
-        Text(problem, "bold red") if problem else _ledger(snapshot.ledger),
+        _ledger(snapshot.ledger),
     ]
     text = Text("\n").join(lines)
     text.no_wrap, text.overflow = True, "ellipsis"

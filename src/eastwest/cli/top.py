@@ -13,7 +13,8 @@ from eastwest.errors import RefusedError
 def command() -> None:
     """Watch every workload's traffic: rates, totals, what eastwest itself costs.
 
-    Keys: q quit, / filter by selector, Enter flows of a workload; r i o t s n l sort.
+    Keys: q quit; / filter by selector, Escape all again; Enter flows of a workload, Escape back.
+    Sort by: r rate, i in, o out, t total, s suspect packets, n name, l label.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()):
         raise RefusedError("top needs a terminal", "use `eastwest labels --json` in scripts")
