@@ -80,6 +80,26 @@ def test_exclusive_program_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "program 5" in finding.detail
 
 
+@pytest.mark.parametrize("answer", ["", '{"error": "cannot query"}', "null"])
+def test_no_answer_of_bpftool_is_not_ok(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """Nothing is known then, and that is said."""
+    host = machine(tmp_path, proc__self__mounts="cgroup2 /cg cgroup2 rw 0 0\n")
+    monkeypatch.setattr(Machine, "ask", lambda *_: answer)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/sbin/{name}")
+    finding = checks.cgroup_programs(host)
+    assert (finding.status, finding.detail) == ("degraded", "unknown: bpftool cannot list them")
+    assert finding.remedy
+    monkeypatch.setattr(Machine, "ask", lambda *_: "[]")
+    assert checks.cgroup_programs(host).status == "ok"
+
+
+def test_disk_is_that_of_the_state_dir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--state-dir says which."""
+    cli.main(["doctor", "--json", "--state-dir", str(tmp_path / "there")])
+    details = {finding["check"]: finding["detail"] for finding in json.loads(capsys.readouterr().out)}
+    assert details["disk"].endswith(f"GB free for {tmp_path / 'there'}")
+
+
 def test_open_vswitch_by_its_socket(tmp_path: Path) -> None:
     """Its absence degrades, it does not forbid."""
     assert checks.open_vswitch(Machine(tmp_path)).status == "degraded"
@@ -91,7 +111,7 @@ def test_disk_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Little is degraded, next to nothing missing."""
     for free, status in ((3 << 30, "ok"), (1 << 30, "degraded"), (1 << 20, "missing")):
         monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: type("", (), {"free": free}))
-        assert checks.disk(Machine(), tmp_path / "not" / "there").status == status
+        assert checks.disk(Machine(state_dir=tmp_path / "not" / "there")).status == status
     for kib, status in ((2 << 20, "ok"), (1 << 19, "degraded")):
         put(tmp_path, "proc/meminfo", f"MemTotal: 99999999 kB\nMemAvailable:   {kib} kB\n")
         assert checks.memory(Machine(tmp_path)).status == status

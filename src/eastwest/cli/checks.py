@@ -116,7 +116,10 @@ def cgroup_programs(machine: Machine) -> Check:
     listing = machine.ask("bpftool", "-j", "cgroup", "show", mount)
     if not listing and shutil.which("bpftool") is None:
         return Check(name, "degraded", "unknown: no bpftool to ask", "apt-get install bpftool")
-    programs = json.loads(listing or "[]")
+    programs = json.loads(listing or "null")
+    if not isinstance(programs, list):
+        remedy = f"run as root, and see: bpftool cgroup show {mount}"
+        return Check(name, "degraded", "unknown: bpftool cannot list them", remedy)
     for program in programs:
         if "inet" in program.get("attach_type", "") and not program.get("attach_flags"):
             return Check(
@@ -168,7 +171,8 @@ def setpriv(machine: Machine) -> Check:
     return Check("setpriv", "missing", "no setpriv to drop privileges with", "apt-get install util-linux")
 
 
-def disk(machine: Machine, state_dir: Path = Path("/var/lib/eastwest")) -> Check:
+def disk(machine: Machine) -> Check:
+    state_dir = machine.state_dir
     place = next(path for path in (state_dir, *state_dir.parents) if path.exists())
     free = shutil.disk_usage(place).free
     detail = f"{free / 1e9:.1f} GB free for {state_dir}"

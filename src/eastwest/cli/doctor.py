@@ -1,12 +1,13 @@
 """`eastwest doctor`: what this host can do, and what to do about the rest."""
 
 import dataclasses
+from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.text import Text
 
-from eastwest.cli import blindspots, checks
+from eastwest.cli import blindspots, checks, options
 from eastwest.cli.machine import Check, Machine
 from eastwest.cli.render import show_json
 
@@ -14,11 +15,12 @@ _MARKS = {"ok": ("✓", "green"), "degraded": ("!", "yellow"), "missing": ("✗"
 
 
 @click.command("doctor")
+@options.state_dir
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
-def command(context: click.Context, as_json: bool) -> None:
+def command(context: click.Context, state_dir: Path | None, as_json: bool) -> None:
     """Say what this host can do; for each lack, the remedy. Exit 1 if something required is missing."""
-    findings = examine(Machine())
+    findings = examine(Machine(state_dir=state_dir.absolute()) if state_dir else Machine())
     if as_json:
         show_json([dataclasses.asdict(finding) for finding in findings])
     else:

@@ -24,9 +24,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Machine:
-    """`root`: where its file tree begins; a test gives one of its own."""
+    """`root`: where its file tree begins; a test gives one of its own. `state_dir`: eastwest's on it."""
 
     root: Path = Path("/")
+    state_dir: Path = Path("/var/lib/eastwest")
 
     def path(self, name: str) -> Path:
         return self.root / name.lstrip("/")
