@@ -22,7 +22,7 @@ from eastwest.probe.config import ProbeConfig
 from eastwest.probe.probe import Probe
 from tests.conftest import Workload, quiet, run
 from tests.kernel.frames import ethernet, ipv4, udp
-from tests.system.bus_server import RunningServer, running
+from tests.system.bus_server import RunningServer, running, until
 from tests.system.stream import messages
 
 IP_BYTES = 100
@@ -66,10 +66,14 @@ class Harness:
         """Wait until label → packets is as expected, in totals and in flows alike, bytes too."""
         wanted = {label: (packets, packets * IP_BYTES) for label, packets in expected.items()}
         got: object = None
+
+        async def same() -> bool:
+            nonlocal got
+            got = await self.totals(), await self.flows()
+            return got == (wanted, wanted)
+
         try:
-            async with asyncio.timeout(seconds):
-                while (got := (await self.totals(), await self.flows())) != (wanted, wanted):
-                    await asyncio.sleep(0.1)
+            await until(same, seconds)
         except TimeoutError:
             raise AssertionError(f"wanted {wanted}, got {got}") from None
 
@@ -79,10 +83,17 @@ class Harness:
 
     async def knows(self, name: str) -> int:
         """Wait for a workload; its label."""
-        async with asyncio.timeout(20):
-            while name not in [w.name for w in self.probe.workloads() if w.present]:
-                await asyncio.sleep(0.02)
+        await holds(lambda: name in [w.name for w in self.probe.workloads() if w.present])
         return self.label(name)
+
+
+async def holds(condition: Callable[[], bool]) -> None:
+    """Wait for a condition; fail if it does not hold in time."""
+
+    async def answer() -> bool:
+        return condition()
+
+    await until(answer)
 
 
 @asynccontextmanager
@@ -132,9 +143,7 @@ def test_a_new_port_is_counted_from_its_first_packet(netns: Path, cgroup: Path, 
                 }
                 (workload,) = [w for w in h.probe.workloads() if w.name == one.name]
                 assert workload.addresses == ["10.1.0.1"]
-            async with asyncio.timeout(10):
-                while any(w.present for w in h.probe.workloads() if w.kind == "netns"):
-                    await asyncio.sleep(0.02)
+            await holds(lambda: not any(w.present for w in h.probe.workloads() if w.kind == "netns"))
             (workload,) = [w for w in h.probe.workloads() if w.name == one.name]
             assert (workload.past_ports, workload.past_addresses) == ([one.port], ["10.1.0.1"])
 
@@ -150,13 +159,9 @@ def test_what_was_seen_before_a_label_could_be_given_is_booked_to_it(
         server.kill()
         async with harness(server, state, netns=netns, cgroup_root=cgroup, hold_seconds=30) as h:
             with Workload(netns) as workload:
-                async with asyncio.timeout(10):
-                    while not h.probe.ports():
-                        await asyncio.sleep(0.02)
+                await holds(lambda: bool(h.probe.ports()))
                 workload.send(50)
-                async with asyncio.timeout(10):
-                    while h.probe.held_packets != 50:
-                        await asyncio.sleep(0.02)
+                await holds(lambda: h.probe.held_packets == 50)
                 server.start()
                 label = await h.knows(workload.name)
                 await h.becomes({label: 50})
@@ -171,15 +176,10 @@ def test_what_waits_too_long_is_label_0_for_good(netns: Path, cgroup: Path, tmp_
         server.kill()
         async with harness(server, state, netns=netns, cgroup_root=cgroup, hold_seconds=1) as h:
             with Workload(netns) as workload:
-                async with asyncio.timeout(10):
-                    while not h.probe.ports():
-                        await asyncio.sleep(0.02)
+                await holds(lambda: bool(h.probe.ports()))
                 workload.send(50)
-                async with asyncio.timeout(10):
-                    while h.probe.held_packets != 50:
-                        await asyncio.sleep(0.02)
-                    while h.probe.held_packets:
-                        await asyncio.sleep(0.02)
+                await holds(lambda: h.probe.held_packets == 50)
+                await holds(lambda: h.probe.held_packets == 0)
                 server.start()
                 label = await h.knows(workload.name)
                 await h.becomes({0: 50})
@@ -237,9 +237,7 @@ def test_a_cgroup_that_lives_shorter_than_a_cut_is_booked(netns: Path, cgroup: P
             brief.mkdir()
             talk(brief, netns, 5)
             brief.rmdir()
-            async with asyncio.timeout(10):
-                while "brief" not in [w.name for w in h.probe.workloads()]:
-                    await asyncio.sleep(0.02)
+            await holds(lambda: "brief" in [w.name for w in h.probe.workloads()])
             await h.becomes({h.label("brief"): 10})
 
     with_server(tmp_path, test)
@@ -367,9 +365,9 @@ def test_a_port_whose_other_end_moves_becomes_the_new_workloads(
                 await h.becomes({before: 3})
                 run("ip", "-n", old.name, "link", "set", "eth0", "name", "eth1")
                 run("ip", "-n", old.name, "link", "set", "eth1", "netns", new.name)
-                async with asyncio.timeout(10):
-                    while [p.name for w in h.probe.workloads() if w.label == before for p in w.ports]:
-                        await asyncio.sleep(0.02)
+                await holds(
+                    lambda: not [p for w in h.probe.workloads() if w.label == before for p in w.ports]
+                )
                 run("ip", "-n", new.name, "link", "set", "eth1", "name", "eth9")
                 quiet(new.netns, "eth9")
                 run("ip", "-n", new.name, "link", "set", "eth9", "up")
@@ -390,22 +388,18 @@ def test_an_unnamed_namespace_is_a_workload_of_its_own(netns: Path, cgroup: Path
             for _ in range(2):
                 holder = subprocess.Popen(["unshare", "-n", "sleep", "60"])
                 try:
-                    async with asyncio.timeout(10):
-                        while Path(f"/proc/{holder.pid}/ns/net").stat().st_ino == NETNS.stat().st_ino:
-                            await asyncio.sleep(0.02)
+                    inode = Path(f"/proc/{holder.pid}/ns/net")
+                    await holds(lambda inode=inode: inode.stat().st_ino != NETNS.stat().st_ino)
                     link = ("ip", "-n", netns.name, "link", "add", "p0", "type", "veth", "peer", "eth0")
                     run(*link, "netns", str(holder.pid))
-                    async with asyncio.timeout(10):
-                        while not (present := [w for w in h.probe.workloads() if w.present]):
-                            await asyncio.sleep(0.02)
+                    await holds(lambda: any(w.present for w in h.probe.workloads()))
+                    present = [w for w in h.probe.workloads() if w.present]
                     labels.append(present[0].label)
                     assert present[0].name.startswith("netns-")
                 finally:
                     holder.kill()
                     holder.wait()
-                async with asyncio.timeout(10):
-                    while any(w.present for w in h.probe.workloads()):
-                        await asyncio.sleep(0.02)
+                await holds(lambda: not any(w.present for w in h.probe.workloads()))
         assert len(set(labels)) == 2
 
     with_server(tmp_path, test)
@@ -425,9 +419,7 @@ def test_a_cgroup_removed_while_no_probe_runs_gives_its_account_back(
         (cgroup / "g.scope").rmdir()
         async with harness(server, state, **settings) as h:
             await h.becomes({label: 10})
-            async with asyncio.timeout(10):
-                while h.probe.open_accounts != 1:  # label 0's own
-                    await asyncio.sleep(0.02)
+            await holds(lambda: h.probe.open_accounts == 1)
             await h.becomes({label: 10})
 
     with_server(tmp_path, test)
@@ -486,22 +478,14 @@ def test_a_full_outbox_is_a_named_loss_that_lasts(netns: Path, cgroup: Path, tmp
                 label = await h.knows(workload.name)
                 server.kill()
                 workload.send(1)
-                async with asyncio.timeout(10):
-                    while not h.probe.pending_bytes:
-                        await asyncio.sleep(0.02)
+                await holds(lambda: bool(h.probe.pending_bytes))
                 workload.send(9)
                 (cgroup / "plain").mkdir(exist_ok=True)
                 talk(cgroup / "plain", netns, 4)
-                async with asyncio.timeout(10):
-                    while {n: t.lost for n, t in h.probe.ledger().items()} != {
-                        label: {"outbox_full": 9},
-                        0: {"outbox_full": 8},
-                    }:
-                        await asyncio.sleep(0.02)
+                lost = {label: {"outbox_full": 9}, 0: {"outbox_full": 8}}
+                await holds(lambda: {n: t.lost for n, t in h.probe.ledger().items()} == lost)
         async with harness(server, state, **settings) as h:
-            async with asyncio.timeout(10):
-                while not h.probe.ledger():
-                    await asyncio.sleep(0.02)
+            await holds(lambda: bool(h.probe.ledger()))
             assert h.probe.ledger()[0].lost == {"outbox_full": 8}
             assert h.probe.ledger()[label].seen == 10
 

@@ -18,8 +18,6 @@ struct bpf_program *bpf_object__next_program(const struct bpf_object *obj, struc
 struct bpf_map *bpf_object__next_map(const struct bpf_object *obj, const struct bpf_map *map);
 const char *bpf_program__name(const struct bpf_program *prog);
 int bpf_program__fd(const struct bpf_program *prog);
-int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
-const char *bpf_program__log_buf(const struct bpf_program *prog, size_t *log_size);
 const char *bpf_map__name(const struct bpf_map *map);
 int bpf_map__fd(const struct bpf_map *map);
 __u32 bpf_map__key_size(const struct bpf_map *map);
@@ -29,7 +27,6 @@ int bpf_map__type(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, __u32 max_entries);
 int bpf_map__set_initial_value(struct bpf_map *map, const void *data, size_t size);
 int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
-int bpf_map__set_inner_map_fd(struct bpf_map *map, int fd);
 int libbpf_num_possible_cpus(void);
 struct bpf_insn { __u8 code; ...; };
 int bpf_prog_load(int prog_type, const char *prog_name, const char *license, const struct bpf_insn *insns,
@@ -39,14 +36,11 @@ int bpf_prog_load(int prog_type, const char *prog_name, const char *license, con
 int bpf_map_update_elem(int fd, const void *key, const void *value, __u64 flags);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
 int bpf_map_delete_elem(int fd, const void *key);
-int bpf_map_get_next_key(int fd, const void *key, void *next_key);
 int bpf_map_lookup_and_delete_elem(int fd, const void *key, void *value);
 struct bpf_map_batch_opts { size_t sz; __u64 elem_flags; __u64 flags; };
 int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values,
                          __u32 *count, const struct bpf_map_batch_opts *opts);
 int bpf_map_delete_batch(int fd, const void *keys, __u32 *count, const struct bpf_map_batch_opts *opts);
-int bpf_map_create(int map_type, const char *map_name, __u32 key_size, __u32 value_size,
-                   __u32 max_entries, const void *opts);
 
 /* pins, links, filters, statistics */
 int bpf_obj_pin(int fd, const char *pathname);
@@ -65,7 +59,6 @@ struct bpf_tc_opts { size_t sz; int prog_fd; __u32 flags; __u32 prog_id; __u32 h
 int bpf_tc_hook_create(struct bpf_tc_hook *hook);
 int bpf_tc_attach(const struct bpf_tc_hook *hook, struct bpf_tc_opts *opts);
 int bpf_tc_detach(const struct bpf_tc_hook *hook, const struct bpf_tc_opts *opts);
-int bpf_tc_query(const struct bpf_tc_hook *hook, struct bpf_tc_opts *opts);
 
 struct __sk_buff { __u32 ifindex; __u32 gso_segs; __u32 gso_size; ...; };
 struct bpf_test_run_opts { size_t sz; const void *data_in; void *data_out; __u32 data_size_in;
@@ -89,8 +82,6 @@ struct btf_member { __u32 name_off; __u32 type; __u32 offset; };
 struct btf_array { __u32 type; __u32 index_type; __u32 nelems; };
 struct btf_enum { __u32 name_off; __s32 val; };
 struct btf *btf__parse(const char *path, void *btf_ext);
-void btf__free(struct btf *btf);
-__u32 btf__type_cnt(const struct btf *btf);
 __s32 btf__find_by_name_kind(const struct btf *btf, const char *name, __u32 kind);
 const struct btf_type *btf__type_by_id(const struct btf *btf, __u32 id);
 const char *btf__name_by_offset(const struct btf *btf, __u32 offset);

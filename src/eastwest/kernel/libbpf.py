@@ -169,11 +169,6 @@ class Object:
             if "." not in name:
                 checked(lib.bpf_map__set_pin_path(handle, str(directory / name).encode()), f"map {name}")
 
-    def keep_programs(self, names: set[str]) -> None:
-        """Load only these programs."""
-        for name, handle in self._programs():
-            checked(lib.bpf_program__set_autoload(handle, name in names), f"program {name}")
-
     def load(self) -> None:
         """Hand everything to the kernel. Raises MissingPrivilege, or KernelError with its last word."""
         lib.east_capture_log(_log, ffi.sizeof(_log))
