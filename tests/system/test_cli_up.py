@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 
+from eastwest.errors import ConfigError
 from eastwest.lab.state import STATE_DIR, labs, load
 from tests.conftest import Workload, require
 
 EASTWEST = [sys.executable, "-m", "eastwest"]
 SECONDS = 60.0
+STOPPED = "eastwest: stopped; counting goes on in the kernel, `eastwest down` ends it"
 PROBE_CAPABILITIES = 0xC000281007
 """CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, NET_ADMIN, SYS_PTRACE, SYS_ADMIN, PERFMON, BPF."""
 
@@ -206,7 +208,11 @@ def test_roles_have_the_privileges_they_need(site: Site) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == 0
     errors = site.config.with_name("up.err").read_text().splitlines()
-    assert errors == ["eastwest: probe was ended by SIGKILL; starting it again in 0.5 s"]
+    assert errors == [
+        f"eastwest: starting eastwest in {site.state} …",
+        "eastwest: probe was ended by SIGKILL; starting it again in 0.5 s",
+        STOPPED,
+    ]
 
 
 def test_second_up_and_used_port_are_refused(site: Site, tmp_path: Path) -> None:
@@ -230,6 +236,52 @@ def test_second_up_and_used_port_are_refused(site: Site, tmp_path: Path) -> None
     assert site.roles() == {}
 
 
+def test_a_probe_alone(site: Site) -> None:
+    """One per state directory, its files its own; `up` beside it is refused; `down` stops it, cleans up."""
+    command = ["probe", "--state-dir", str(site.state), "--config", str(site.config)]
+    log = site.config.with_name("probe.err")
+    with log.open("w") as err, subprocess.Popen([*EASTWEST, *command], stderr=err) as probe:
+        try:
+            until((site.state / "probe.db").exists, "the probe's notes are there")
+            modes = {path.name: path.stat().st_mode & 0o077 for path in site.state.glob("probe.*")}
+            assert {"probe.db": 0, "probe.lock": 0}.items() <= modes.items()
+            assert set(modes.values()) == {0}
+            already = f"eastwest: a probe already runs on {site.state} (process {probe.pid}); "
+            second = site.run(*command)
+            assert second.returncode == 1
+            stop = "stop it with `eastwest down`\n"
+            assert second.stderr == f"{already}choose another --state-dir, or {stop}"
+            up = site.run(*site.up_command()[3:])
+            assert (up.returncode, up.stderr) == (1, f"{already}{stop}")
+            stopped = site.down("--purge").split("; ")
+            assert stopped[:2] == ["stopped the probe", "removed its programs and counters from the kernel"]
+            assert probe.wait(SECONDS) == 0
+        finally:
+            probe.kill()
+    assert not site.state.exists()
+
+
+def test_what_is_not_there_is_refused_before_anything_starts(site: Site) -> None:
+    """A namespace of the settings that does not exist: one line."""
+    site.config.write_text('[probe]\nnetns = "/run/netns/nowhere"\n')
+    done = site.run(*site.up_command()[3:])
+    assert done.returncode == 1
+    assert "netns = '/run/netns/nowhere'" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (site.state / "roles").exists()
+
+
+def test_a_full_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than 64 MiB: how much there is, and what to do."""
+    pytest.importorskip("chdb", reason="pip install 'eastwest[server]'")
+    from eastwest.cli.deploy import refuse_full
+
+    refuse_full(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("", (), {"free": (64 << 20) - 1}))
+    with pytest.raises(ConfigError, match="only 63 MiB are free on its disk; free 64 MiB or more, or"):
+        refuse_full(tmp_path)
+
+
 def made_by(lab: str, pid: int) -> bool:
     state = load(STATE_DIR / lab)
     return state is not None and state.owner.pid == pid
@@ -246,7 +298,8 @@ def test_up_with_a_lab(site: Site) -> None:
         assert process.wait(SECONDS) == 0
     assert lab not in labs(STATE_DIR)
     assert not list(Path("/run/netns").glob(f"{lab}-*"))
-    assert site.config.with_name("up.err").read_text() == ""
+    errors = site.config.with_name("up.err").read_text().splitlines()
+    assert errors == [f"eastwest: starting eastwest in {site.state} …", STOPPED]
 
 
 @pytest.mark.parametrize(

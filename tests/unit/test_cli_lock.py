@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eastwest.cli.lock import StateLock, holder
+from eastwest.cli.lock import PROBE_LOCK, ProbeLock, StateLock, holder
 from eastwest.errors import ConfigError, RefusedError
 
 HOLD = """
@@ -52,6 +52,13 @@ def test_nobody(tmp_path: Path) -> None:
     """No directory, no lock file: nobody."""
     assert holder(tmp_path / "none") is None
     assert holder(tmp_path) is None
+
+
+def test_probe_has_a_lock_of_its_own(tmp_path: Path, owner: subprocess.Popen[str]) -> None:
+    """The probe of `up` runs beside it; a probe's state directory is eastwest's for `up`, too."""
+    with ProbeLock(tmp_path):
+        assert holder(tmp_path) == owner.pid
+    assert holder(tmp_path, PROBE_LOCK) is None
 
 
 def test_directory_of_others_is_refused(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import errno
 import ipaddress
 import os
+import shutil
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +16,17 @@ import msgspec
 from eastwest.bus.client import Bus, BusConfig
 from eastwest.bus.embedded import PROBE_USER, SERVER_USER, NatsServer, NatsServerConfig
 from eastwest.cli.config import text
+from eastwest.cli.lock import PROBE_LOCK, holder
 from eastwest.cli.settings import Settings
 from eastwest.cli.supervisor import Child
 from eastwest.collector.collector import Collector
 from eastwest.errors import ConfigError, RefusedError
 from eastwest.manager.manager import Manager
+from eastwest.meter.check import check
 from eastwest.store.store import Store
+
+MIN_FREE_BYTES = 64 << 20
+_PROBE_GONE_SECONDS = 2.0
 
 PROBE_CAPABILITIES = (
     "bpf",
@@ -56,7 +63,10 @@ def deploy(settings: Settings) -> Deployment:
     Manager(settings.server, bus, store)
     token = _token(settings)
     refuse_used(address)
+    check(settings.probe)
     state_dir = settings.probe.state_dir
+    refuse_full(state_dir)
+    refuse_probe(state_dir)
     children, buses = [], {PROBE_USER: settings.bus, SERVER_USER: settings.bus}
     if settings.bus == BusConfig():  # nothing said: a bus of our own
         nats = NatsServer(NatsServerConfig(state_dir=state_dir / "nats"))
@@ -98,6 +108,27 @@ def refuse_used(address: tuple[str, int]) -> None:
             raise RefusedError(f"{where} is in use", "choose another with --listen ADDR:PORT") from None
         why = os.strerror(error.errno or 0)
         raise ConfigError(f"cannot listen on {where}: {why}", "correct --listen") from None
+
+
+def refuse_full(state_dir: Path) -> None:
+    """Raises ConfigError where there is no room for what the roles write first."""
+    free = shutil.disk_usage(state_dir).free
+    if free < MIN_FREE_BYTES:
+        raise ConfigError(
+            f"{state_dir}: only {free >> 20} MiB are free on its disk",
+            f"free {MIN_FREE_BYTES >> 20} MiB or more, or choose another --state-dir",
+        )
+
+
+def refuse_probe(state_dir: Path) -> None:
+    """Raises RefusedError where a probe runs alone: ours could not start."""
+    deadline = time.monotonic() + _PROBE_GONE_SECONDS
+    while (pid := holder(state_dir, PROBE_LOCK)) is not None:
+        # One whose `up` was killed goes with it, but not at the same instant.
+        if time.monotonic() > deadline:
+            number = f" (process {pid})" if pid else ""
+            raise RefusedError(f"a probe already runs on {state_dir}{number}", "stop it with `eastwest down`")
+        time.sleep(0.05)
 
 
 def _token(settings: Settings) -> str | None:

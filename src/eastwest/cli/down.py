@@ -11,12 +11,12 @@ import click
 
 from eastwest.cli import options
 from eastwest.cli.config import ProbeSettings, load
-from eastwest.cli.lock import MADE_BY_UP, StateLock, holder
+from eastwest.cli.lock import MADE_BY_UP, PROBE_LOCK, UP_LOCK, ProbeLock, StateLock, holder
 from eastwest.errors import MissingPrivilege, RefusedError
 
 _STOP_SECONDS = 90.0
 
-_OWN = (*MADE_BY_UP, "bpf", "filters.json", "lock", "probe.db*", "store")
+_OWN = (*MADE_BY_UP, "bpf", "*filters.json", "lock", "probe.db*", "probe.lock", "store")
 """What eastwest keeps in a state directory. Only this is deleted: the directory may hold more."""
 
 
@@ -25,7 +25,7 @@ _OWN = (*MADE_BY_UP, "bpf", "filters.json", "lock", "probe.db*", "store")
 @options.state_dir
 @options.config
 def command(purge: bool, state_dir: Path | None, config_file: Path | None) -> None:
-    """Stop a running `eastwest up`, and end the counting that it left in the kernel."""
+    """Stop a running `eastwest up` or probe, and end the counting that it left in the kernel."""
     from eastwest.meter import pins
 
     if os.geteuid() != 0:
@@ -33,9 +33,11 @@ def command(purge: bool, state_dir: Path | None, config_file: Path | None) -> No
     # The file is asked only where it matters: one that is broken must not keep eastwest running.
     directory = state_dir or load(ProbeSettings, config_file).probe.state_dir
     directory = directory.absolute()
-    done = ["stopped eastwest"] if _stop(directory) else []
+    done = ["stopped eastwest"] if _stop(directory, UP_LOCK, "eastwest") else []
+    # With `up` its probe has ended; one that is left was started alone.
+    done += ["stopped the probe"] if _stop(directory, PROBE_LOCK, "the probe") else []
     if directory.is_dir():
-        with StateLock(directory):  # nobody starts one meanwhile
+        with StateLock(directory), ProbeLock(directory):  # nobody starts one meanwhile
             if pins.remove(directory):
                 done.append("removed its programs and counters from the kernel")
             if purge:
@@ -44,27 +46,25 @@ def command(purge: bool, state_dir: Path | None, config_file: Path | None) -> No
     print("; ".join(done) or f"nothing to do: eastwest does not run on {directory}")
 
 
-def _stop(directory: Path) -> bool:
-    """End the `up` that holds the lock; False if there is none. Raises RefusedError if it does not end."""
-    pid = holder(directory)
+def _stop(directory: Path, lock: str, who: str) -> bool:
+    """End who holds the lock; False if there is nobody. Raises RefusedError if it does not end."""
+    pid = holder(directory, lock)
     if pid is None:
         return False
     if pid == 0:
         raise RefusedError(
-            f"eastwest on {directory} runs in another pid namespace", "run `eastwest down` in that one"
+            f"{who} on {directory} runs in another pid namespace", "run `eastwest down` in that one"
         )
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:
         return False
     try:
-        if holder(directory) != pid:  # it ended, and the number may be somebody else's by now
+        if holder(directory, lock) != pid:  # it ended, and the number may be somebody else's by now
             return False
         signal.pidfd_send_signal(process, signal.SIGTERM)
         if not select.select([process], [], [], _STOP_SECONDS)[0]:
-            raise RefusedError(
-                f"eastwest (process {pid}) does not end", f"see {directory}/log, then kill -9 {pid}"
-            )
+            raise RefusedError(f"{who} (process {pid}) does not end", f"see its log, then kill -9 {pid}")
     finally:
         os.close(process)
     return True

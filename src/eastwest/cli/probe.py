@@ -5,15 +5,20 @@ from pathlib import Path
 import click
 
 from eastwest.cli import config, options, role
+from eastwest.cli.lock import ProbeLock
 
 
 @click.command("probe")
 @options.config
 @options.state_dir
 def command(config_file: Path | None, state_dir: Path | None) -> None:
-    """Run the probe of this host until it is told to stop. Counting goes on afterwards."""
+    """Run the probe of this host until it is told to stop. Counting goes on afterwards.
+
+    One probe per state directory; `eastwest down` stops it and ends the counting.
+    """
     settings = config.load(config.ProbeSettings, config_file, state_dir)
-    role.run(lambda: _probe(settings))
+    with ProbeLock(settings.probe.state_dir):
+        role.run(lambda: _probe(settings))
 
 
 async def _probe(settings: config.ProbeSettings) -> None:

@@ -2,16 +2,21 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
+
+_UMASK = 0o077
+"""Who talks to whom is nobody else's business: what a role writes is its user's alone."""
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def run(role: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a role until it ends, or until SIGTERM or SIGINT, on which it is cancelled and cleans up."""
+    os.umask(_UMASK)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=_FORMAT)
     # Every request of every poll is not news.
     for chatty in ("httpx", "httpcore", "uvicorn.access"):

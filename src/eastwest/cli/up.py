@@ -52,8 +52,12 @@ def command(
     settings = load(config_file, state_dir, listen)
     from eastwest.cli.deploy import deploy  # needs the packages that load() has asked for
 
-    with StateLock(settings.probe.state_dir):
-        asyncio.run(_up(UpConfig(lab, seconds), deploy(settings)))
+    state_dir = settings.probe.state_dir
+    with StateLock(state_dir):
+        deployment = deploy(settings)
+        say(f"starting eastwest in {state_dir} …")
+        asyncio.run(_up(UpConfig(lab, seconds), deployment))
+        say("stopped; counting goes on in the kernel, `eastwest down` ends it")
 
 
 async def _up(config: UpConfig, deployment: "Deployment") -> None:
