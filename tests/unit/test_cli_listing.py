@@ -62,16 +62,75 @@ def test_flows_ask_what_was_said(api: Stub, capsys: Capture) -> None:
         flow(bytes=9000, src="fd00::1", dst="fd00::2"),
         flow(bytes=42, protocol=0x0806, src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff", src_port=0),
     ]
-    arguments = ["--label", "tenant=a,name=w*", "--since", "1h", "--until", "5m", "--limit", "3"]
+    api.answers["labels"] = [label(7, "web-1")]
+    arguments = ["--label", "tenant=a,name=w*", "--since", "1h", "--until", "5m", "--limit", "4"]
     assert cli.main(["flows", *arguments]) == 0
-    query = {"label": ["tenant=a,name=w*"], "since": ["1h"], "until": ["5m"], "limit": ["3"]}
+    query = {"label": ["tenant=a,name=w*"], "since": ["1h"], "until": ["5m"], "limit": ["4"]}
     assert api.asked[0][2] == query
-    lines = capsys.readouterr().out.splitlines()[2:]
+    out, err = capsys.readouterr()
+    lines = out.splitlines()[2:]
+    assert err == ""
+    assert lines[0].split()[2:4] == ["7", "web-1"]
     assert "[fd00::1]:4000" in lines[0]
     assert "9.00 kB" in lines[0]
     assert lines[0].rstrip().endswith("SA")
     assert " arp " in lines[1]
     assert " udp " in lines[2]
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_flows_say_that_there_may_be_more(api: Stub, capsys: Capture, form: list[str]) -> None:
+    """As many as were asked for: a line on stderr; the document is the API's all the same."""
+    api.answers |= {"flows": [flow(), flow()], "labels": []}
+    assert cli.main(["flows", "--limit", "2", *form]) == 0
+    out, err = capsys.readouterr()
+    assert err == "eastwest: only the latest 2 flows are shown; use --limit or a narrower --since\n"
+    assert not form or json.loads(out) == [flow(), flow()]
+
+
+def test_flows_tell_their_default_limit(capsys: Capture) -> None:
+    """In the help; and it is asked for."""
+    assert cli.main(["flows", "--help"]) == 0
+    assert "Only the latest N.  [default: 10000]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        (["--since", "5m", "--until", "1h"], "--since 5m is later than --until 1h"),
+        (["--until", "1h"], "--since 5m is later than --until 1h"),
+        (["--since", "2999-01-01T00:00:00Z"], "--since 2999-01-01T00:00:00Z is later than now"),
+    ],
+)
+def test_flows_refuse_times_in_the_wrong_order(
+    api: Stub, capsys: Capture, times: list[str], said: str
+) -> None:
+    """One line; nothing is asked."""
+    assert cli.main(["flows", *times]) == 1
+    assert capsys.readouterr().err == f"eastwest: {said}; give an earlier --since\n"
+    assert api.asked == []
+
+
+def test_workloads_that_are_gone(api: Stub, capsys: Capture) -> None:
+    """--all asks for them; the table marks them, and puts in parentheses what a workload had before."""
+    times = {"first_seen": "2024-01-01T00:00:00Z", "last_seen": "2024-01-01T00:00:00Z"}
+    past = {"past_ports": ["tap0", "tap1"], "past_addresses": ["10.0.0.9"]}
+    api.answers["workloads"] = [
+        {"label": 7, "name": "old", "kind": "netns", "present": False, "ports": [], "addresses": []}
+        | past
+        | times,
+        {"label": 8, "name": "web", "kind": "netns", "present": True, "ports": ["tap0"], "addresses": ["a"]}
+        | past
+        | times,
+    ]
+    assert cli.main(["workloads", "--all"]) == 0
+    assert api.asked[0][2] == {"all": ["true"]}
+    web, old = capsys.readouterr().out.splitlines()[2:]
+    assert " ".join(web.split()).endswith("tap0, (tap1) a, (10.0.0.9)")
+    assert " gone, seen " in old
+    assert "(tap0), (tap1)" in old
+    assert cli.main(["workloads"]) == 0
+    assert "(tap1)" not in capsys.readouterr().out
 
 
 def test_flows_refuse_a_bad_selector_at_once(api: Stub, capsys: Capture) -> None:
@@ -103,16 +162,21 @@ def test_hosts_show_cost_and_problems(api: Stub, capsys: Capture) -> None:
     assert "h1: no Open vSwitch; start it" in out
 
 
-def test_label_set_posts_typed_facts(api: Stub) -> None:
-    """KEY=VALUE becomes JSON with a numeric service_id; the name is one path segment."""
-    api.answers["labels/a/b c"] = {}
+def test_label_set_posts_typed_facts(api: Stub, capsys: Capture) -> None:
+    """KEY=VALUE becomes JSON with a numeric service_id; the name is one path segment; one line answers."""
+    said = {"tenant": "red", "network": None, "service": "x=y", "service_id": 42, "class": "suspect"}
+    api.answers["labels/a/b c"] = {"label": 7, "name": "a/b c", "facts": said}
     arguments = ["a/b c", "tenant=red", "service_id=42", "class=suspect", "service=x=y"]
     assert cli.main(["label", "set", *arguments]) == 0
     facts = {"tenant": "red", "service_id": 42, "class": "suspect", "service": "x=y"}
     assert api.asked == [("POST", "labels/a/b c", {}, facts)]
+    told = "a/b c (label 7): tenant=red, service=x=y, service_id=42, class=suspect\n"
+    assert capsys.readouterr().out == told
 
 
-@pytest.mark.parametrize("fact", ["foo", "foo=1", "service_id=x", "service_id=-1", "class=evil"])
+@pytest.mark.parametrize(
+    "fact", ["foo", "foo=1", "service_id=x", "service_id=-1", "class=evil", "tenant=a,b"]
+)
 def test_label_set_refuses_wrong_facts(api: Stub, fact: str) -> None:
     """What cannot be a fact is wrong usage, and is not sent."""
     assert cli.main(["label", "set", "w", fact]) == 2

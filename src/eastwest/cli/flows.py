@@ -1,12 +1,18 @@
 """`eastwest flows`: flow records, by label and time."""
 
+import time
+
 import click
 
 from eastwest.cli.client import Api, Parameters
 from eastwest.cli.render import Column, Row, field, number, show_json, show_table
 from eastwest.cli.units import clock, count, endpoint, octets, protocol, tcp_flags
+from eastwest.errors import RefusedError
 from eastwest.labels.selector import Selector
+from eastwest.manager import times
 
+_LIMIT = 10_000
+_SINCE = "5m"
 _ARROWS = {"ingress": "in", "egress": "out"}
 
 
@@ -21,6 +27,7 @@ def _destination(row: Row) -> str:
 COLUMNS = (
     Column("start", lambda row: clock(row.get("start"))),
     Column("label", field("label"), "right"),
+    Column("name", field("name"), keep=False),
     Column("port", field("port"), keep=False),
     Column("way", lambda row: _ARROWS.get(row.get("direction", ""), "")),
     Column("source", _source, keep=False),
@@ -34,27 +41,46 @@ COLUMNS = (
 
 @click.command("flows")
 @click.option("--label", metavar="SELECTOR", help="key=value[,key=value…]; values may hold *.")
-@click.option("--since", metavar="TIME", help="5m, 1h, 2d or RFC 3339; how far back.  [default: 5m]")
+@click.option("--since", metavar="TIME", help=f"5m, 1h, 2d or RFC 3339; how far back.  [default: {_SINCE}]")
 @click.option("--until", metavar="TIME", help="5m, 1h, 2d or RFC 3339; where to end.  [default: now]")
-@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="At most N records.")
+@click.option(
+    "--limit",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=_LIMIT,
+    help=f"Only the latest N.  [default: {_LIMIT}]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(
-    label: str | None, since: str | None, until: str | None, limit: int | None, as_json: bool
-) -> None:
+def command(label: str | None, since: str | None, until: str | None, limit: int, as_json: bool) -> None:
     """Show flow records, the largest first."""
-    parameters: Parameters = {}
+    _refuse_reversed(since or _SINCE, until)
+    parameters: Parameters = {"limit": limit}
     if label is not None:
         Selector.parse(label)  # refuse here what the server would refuse
         parameters["label"] = label
-    said = {"since": since, "until": until, "limit": limit}
+    said = {"since": since, "until": until}
     parameters |= {name: value for name, value in said.items() if value is not None}
     with Api() as api:
         rows = api.get("flows", parameters)
+        # Names are for people; the document that scripts read has labels only.
+        names = {} if as_json else {row["label"]: row["name"] for row in api.get("labels", {"all": "true"})}
+    if len(rows) >= limit:
+        notice = f"only the latest {limit} flows are shown; use --limit or a narrower --since"
+        click.echo(f"eastwest: {notice}", err=True)
     if as_json:
         show_json(rows)
         return
+    rows = [row | {"name": names.get(row["label"], "")} for row in rows]
     rows.sort(key=lambda row: -int(row["bytes"]))
     show_table(COLUMNS, rows, "no flows in this time", _style)
+
+
+def _refuse_reversed(since: str, until: str | None) -> None:
+    """Raises RefusedError for what is no time, or where nothing can be between the two."""
+    now = time.time_ns()
+    if times.parse(since, now) > (times.parse(until, now) if until else now):
+        end = f"--until {until}" if until else "now"
+        raise RefusedError(f"--since {since} is later than {end}", "give an earlier --since")
 
 
 def _style(row: Row) -> str:

@@ -5,6 +5,7 @@ from urllib.parse import quote
 import click
 
 from eastwest.cli.client import Api
+from eastwest.cli.render import Row, printable
 
 KEYS = ("tenant", "network", "service", "service_id", "class")
 
@@ -24,13 +25,24 @@ def set_(name: str, facts: tuple[str, ...]) -> None:
     """
     document = dict(_fact(fact) for fact in facts)
     with Api() as api:
-        api.post(f"labels/{quote(name, safe='')}", document)
+        answer = api.post(f"labels/{quote(name, safe='')}", document)
+    click.echo(_said(answer))
+
+
+def _said(answer: Row) -> str:
+    """One line: the workload, and all that users have said of it so far."""
+    facts = ", ".join(f"{key}={value}" for key, value in answer["facts"].items() if value is not None)
+    return printable(f"{answer['name']} (label {answer['label']}): {facts}")
 
 
 def _fact(text: str) -> tuple[str, str | int]:
     key, equals, value = text.partition("=")
     if not equals or key not in KEYS:
         raise click.UsageError(f"'{text}' is not KEY=VALUE with a key of: {', '.join(KEYS)}")
+    if "," in value:
+        raise click.UsageError(
+            f"{key} '{value}' holds a comma, which a SELECTOR could not ask for; separate with spaces"
+        )
     if key == "service_id":
         if not value.isascii() or not value.isdigit():
             raise click.UsageError(f"service_id '{value}' is not a number")

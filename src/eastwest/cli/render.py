@@ -75,7 +75,7 @@ def show_table(
     for row in rows:
         # Text, not str: names come from outside and must not be read as markup.
         cells = [
-            Text(_printable(column.cell(row)) or EMPTY, no_wrap=True, overflow="ellipsis")
+            Text(printable(column.cell(row)) or EMPTY, no_wrap=True, overflow="ellipsis")
             for column in columns
         ]
         table.add_row(*cells, style=style(row) if style else "")
@@ -94,6 +94,6 @@ def _width(column: Column, rows: Sequence[Row]) -> int:
     return max(len(column.title), *(len(column.cell(row)) for row in rows))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Names come from workloads: control characters must not reach the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
