@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from eastwest.lab import Lab, LabConfig, Record
+from eastwest.lab import Lab, LabConfig, Record, state
 from eastwest.lab.plan import Group, random_name
 from eastwest.lab.state import LabState, load
 from tests.conftest import require
@@ -237,7 +237,33 @@ def test_a_lab_in_the_background(state_dir: Path) -> None:
         run("down", lab, state_dir=state_dir)
         assert traces(lab, state_dir / lab) == []
     nothing = run("down", state_dir=state_dir, code=1).stderr
-    assert nothing == "eastwest: there is no lab; eastwest lab up\n"
+    assert nothing == "eastwest: there is no lab; make one with `eastwest lab up`\n"
+
+
+def test_a_lab_that_is_not_there(state_dir: Path) -> None:
+    """Whatever is wanted of it: what there is instead, or how to make one."""
+    for verb in ("down", "pause", "resume"):
+        refused = run(verb, "nosuch", state_dir=state_dir, code=1).stderr
+        assert refused == "eastwest: there is no lab called 'nosuch'; make one with `eastwest lab up`\n"
+    (state_dir / "other").mkdir()
+    refused = run("down", "nosuch", state_dir=state_dir, code=1).stderr
+    assert refused == "eastwest: there is no lab called 'nosuch'; choose one of: other\n"
+    (state_dir / "other").rmdir()
+
+
+def test_the_last_lab_takes_their_directory_along(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the one that eastwest chose itself; one of two labs leaves it."""
+    home = state_dir / "run" / "lab"
+    monkeypatch.setattr(state, "STATE_DIR", home)
+    for name in ("one", "two"):
+        state.claim(home / name)
+    asyncio.run(state.remove(home / "one"))
+    assert home.exists()
+    asyncio.run(state.remove(home / "two"))
+    assert not home.parent.exists()
+    state.claim(state_dir / "one")
+    asyncio.run(state.remove(state_dir / "one"))
+    assert state_dir.exists()
 
 
 def test_nothing_is_left_of_a_lab_whose_processes_were_killed(state_dir: Path) -> None:

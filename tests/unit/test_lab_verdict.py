@@ -10,9 +10,10 @@ from eastwest.errors import ConfigError
 from eastwest.lab.plan import plan, random_name
 from eastwest.lab.record import FlowRecord, Record, WorkloadRecord
 from eastwest.lab.report import show
-from eastwest.lab.verdict import Verdict, judge
+from eastwest.lab.verdict import Owner, Verdict, judge
 
 FLOW = FlowRecord("10.0.0.1", "10.0.0.2", 40080, 80, 6, "egress", 5, 500)
+HEALTH = {"server": {"cpu_percent": 2.5, "memory_bytes": 3e8}}
 RECORD = Record("lab", [WorkloadRecord("lab-a1", 0, 0, 5, 500, [FLOW])])
 
 
@@ -30,7 +31,7 @@ def documents() -> dict[str, list[dict[str, Any]]]:
 
 
 def verdict(**changed: list[dict[str, Any]]) -> Verdict:
-    return judge(RECORD, {"lab-a1": "a"}, **(documents() | changed))
+    return judge(RECORD, {"lab-a1": Owner("a", "shop")}, **(documents() | changed))
 
 
 def test_what_agrees_has_no_difference() -> None:
@@ -45,6 +46,7 @@ def test_what_agrees_has_no_difference() -> None:
         ("labels", "egress_packets", 4, "7 lab-a1: egress_packets -1"),
         ("labels", "ingress_bytes", 40, "7 lab-a1: ingress_bytes +40"),
         ("labels", "tenant", "b", "7 lab-a1: tenant b, not a"),
+        ("labels", "service", "bank", "7 lab-a1: service bank, not shop"),
         ("ledger", "stored_packets", 4, "7 lab-a1: stored -1"),
         ("ledger", "pending_packets", 1, "7 lab-a1: pending +1"),
         ("ledger", "lost", {"outbox": 2}, "7 lab-a1: lost +2"),
@@ -73,8 +75,22 @@ def test_the_last_line_tells_the_verdict() -> None:
         (verdict(flows=[]), "✗ 2 figures differ from the senders' record"),
     ):
         page = io.StringIO()
-        show(Console(width=200, file=page), said, documents()["labels"], [])
+        show(Console(width=200, file=page), said, [], HEALTH)
         assert page.getvalue().rstrip().endswith(last)
+
+
+def test_own_cost_is_shown() -> None:
+    """Probe, server and each program that ran; a super-packet is one run."""
+    programs = [{"program": "port_ingress", "runs": 9, "ns_per_packet": 642.3}]
+    programs.append({"program": "port_egress", "runs": 0, "ns_per_packet": 0.0})
+    cost = {"cpu_percent": 1.0, "memory_bytes": 7e7, "programs": programs}
+    page = io.StringIO()
+    show(Console(width=200, file=page), verdict(), [{"host": "h1", "cost": cost}], HEALTH)
+    assert "642 ns per run, 9 runs in the last sample of 1 s" in page.getvalue()
+    assert "port_egress" not in page.getvalue()
+    assert "server, CPU" in page.getvalue()
+    assert "2.5 % of one core" in page.getvalue()
+    assert "300 MB" in page.getvalue()
 
 
 def test_names_begin_with_the_labs() -> None:

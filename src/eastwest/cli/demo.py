@@ -27,7 +27,7 @@ from eastwest.errors import EastwestError, MissingPrivilege, RefusedError
 from eastwest.lab import Lab, LabConfig, Record
 from eastwest.lab.plan import Plan
 from eastwest.lab.report import show
-from eastwest.lab.verdict import Verdict, judge
+from eastwest.lab.verdict import Owner, Verdict, judge
 
 EASTWEST = Path(sys.executable).with_name("eastwest")
 READY_SECONDS = 60.0
@@ -104,8 +104,8 @@ class Demo:
             await self._watch()
             self._say("senders pause; waiting until all that they sent has arrived and is stored")
             record = await lab.pause()
-            verdict, labels, hosts = await self._settle(lab.plan, record, started - timedelta(seconds=10))
-            show(self.console, verdict, labels, hosts)
+            verdict = await self._settle(lab.plan, record, started - timedelta(seconds=10))
+            show(self.console, verdict, await self._ask("hosts"), await self._health())
             return not verdict.differences
 
     # ---- eastwest itself
@@ -185,6 +185,11 @@ class Demo:
         document: list[dict[str, Any]] = json.loads(out)
         return document
 
+    async def _health(self) -> dict[str, Any]:
+        with Api(self._url) as api:
+            health: dict[str, Any] = await asyncio.to_thread(api.get, "health")
+            return health
+
     # ---- what is seen
 
     async def _watch(self) -> None:
@@ -199,20 +204,18 @@ class Demo:
             self._say(f"traffic has been flowing for {second} s of {self._config.seconds} s")
             await asyncio.sleep(min(5, self._config.seconds - second))
 
-    async def _settle(
-        self, plan: Plan, record: Record, since: datetime
-    ) -> tuple[Verdict, list[dict[str, Any]], list[dict[str, Any]]]:
+    async def _settle(self, plan: Plan, record: Record, since: datetime) -> Verdict:
         """Read until all agrees, or until it should have long ago: then with its differences."""
-        tenants = {guest.name: guest.tenant for guest in plan.guests}
+        owners = {guest.name: Owner(guest.tenant, SERVICES[guest.tenant][0]) for guest in plan.guests}
         loop = asyncio.get_running_loop()
         end = loop.time() + SETTLE_SECONDS
         flows = ("flows", "--since", since.isoformat(), "--limit", str(FLOW_LIMIT))
         while True:
             ledger = await self._ask("ledger")
             labels = await self._ask("labels")
-            verdict = judge(record, tenants, labels, await self._ask(*flows), ledger)
+            verdict = judge(record, owners, labels, await self._ask(*flows), ledger)
             if not verdict.differences or loop.time() > end:
-                return verdict, labels, await self._ask("hosts")
+                return verdict
 
     def _say(self, text: str) -> None:
         self.console.print(f"[dim]{datetime.now().astimezone():%H:%M:%S}[/dim] {text}", soft_wrap=True)

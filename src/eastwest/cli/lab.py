@@ -19,7 +19,7 @@ from eastwest.errors import EastwestError, NotFoundError, RefusedError
 from eastwest.lab import Lab, LabConfig
 from eastwest.lab.control import Control, ask
 from eastwest.lab.plan import Guest, Plan
-from eastwest.lab.state import STATE_DIR, labs, load, take_down
+from eastwest.lab.state import STATE_DIR, labs, load, refuse_unknown, take_down
 
 METERED_SECONDS = 15.0
 UP_SECONDS = 60.0
@@ -70,10 +70,10 @@ def command() -> None:
 @_NAME
 @_STATE_DIR
 def up(name: str, state_dir: Path) -> None:
-    """Make a lab called NAME, or by a random name, and keep it running in the background.
+    """Make a lab and leave it running.
 
-    Two tenants with the same addresses on an Open vSwitch bridge, and two groups of processes on the host's
-    network. Where eastwest runs, traffic starts once it lists them.
+    It is called NAME, or gets a random name: two tenants with the same addresses on an Open vSwitch bridge,
+    and two groups of processes on the host's network. Where eastwest runs, traffic starts once it lists them.
     """
     keep_it = [sys.executable, "-m", "eastwest", "lab", "keep", f"--state-dir={state_dir}"]
     keeper = subprocess.Popen(
@@ -103,7 +103,10 @@ def up(name: str, state_dir: Path) -> None:
 @_NAME
 @_STATE_DIR
 def down(name: str, state_dir: Path) -> None:
-    """Remove the lab NAME, or the only one there is, and all that it made; half-made ones too."""
+    """Remove a lab and all that it made.
+
+    The lab NAME, or the only one there is; one half made or left behind, too.
+    """
     chosen = choose(name, state_dir)
     asyncio.run(take_down(chosen, state_dir))
     click.echo(f"lab {chosen} is gone")
@@ -113,7 +116,10 @@ def down(name: str, state_dir: Path) -> None:
 @_NAME
 @_STATE_DIR
 def pause(name: str, state_dir: Path) -> None:
-    """Stop the traffic, wait until all has arrived, and print the senders' record, one JSON document."""
+    """Stop the traffic and print its record.
+
+    Waits until all has arrived; what the senders recorded is one JSON document.
+    """
     record = asyncio.run(ask(state_dir / choose(name, state_dir), "pause"))
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
 
@@ -122,7 +128,7 @@ def pause(name: str, state_dir: Path) -> None:
 @_NAME
 @_STATE_DIR
 def resume(name: str, state_dir: Path) -> None:
-    """Let the traffic of a paused lab flow again."""
+    """Let the traffic flow again."""
     asyncio.run(ask(state_dir / choose(name, state_dir), "resume"))
 
 
@@ -168,12 +174,13 @@ def _detach(log: Path) -> None:
 
 
 def choose(name: str, state_dir: Path) -> str:
-    """The lab that is meant. RefusedError: there is none, or several and `name` says not which."""
+    """The lab that is meant. RefusedError: it is not there, or there are several and no name is given."""
     if name:
+        refuse_unknown(name, state_dir)
         return name
     names = labs(state_dir)
     if not names:
-        raise NotFoundError("there is no lab", "eastwest lab up")
+        raise NotFoundError("there is no lab", "make one with `eastwest lab up`")
     if len(names) > 1:
         raise RefusedError(f"there are several labs: {', '.join(names)}", "say which one")
     return names[0]

@@ -14,13 +14,13 @@ PROTOCOLS = {"6": "tcp", "17": "udp"}
 Row = dict[str, Any]
 
 
-def show(console: Console, verdict: Verdict, labels: list[Row], hosts: list[Row]) -> None:
-    """Labels, top flows, ledger and own cost, then the verdict in one line."""
+def show(console: Console, verdict: Verdict, hosts: list[Row], health: Row) -> None:
+    """Labels, top flows, ledger and own cost (from `hosts` and `health`), then the verdict in one line."""
     for table in (
-        label_table(verdict, labels),
+        label_table(verdict),
         flow_table(verdict),
         ledger_table(verdict),
-        cost_table(hosts),
+        cost_table(hosts, health["server"]),
     ):
         console.print(table)
         console.print()
@@ -64,14 +64,13 @@ def _table(title: str, left: tuple[str, ...], right: tuple[str, ...], last: str 
     return table
 
 
-def label_table(verdict: Verdict, labels: list[Row]) -> Table:
+def label_table(verdict: Verdict) -> Table:
     counters = tuple(name.replace("_", " ") for name in COUNTERS)
     table = _table("Labels", ("label", "workload", "tenant", "service"), counters)
-    services = {row["name"]: row["service"] for row in labels}
     for line in verdict.labels:
         figures = (number(line.figures[name]) for name in COUNTERS)
-        tenant = str(line.figures["tenant"].shown)
-        cells = (*line.title, tenant, str(services.get(line.title[1], "")), *figures)
+        names = (str(line.figures[name].shown) for name in ("tenant", "service"))
+        cells = (*line.title, *names, *figures)
         table.add_row(*map(Text, cells), mark(line))
     return table
 
@@ -106,19 +105,26 @@ def ledger_table(verdict: Verdict) -> Table:
     return table
 
 
-def cost_table(hosts: list[Row]) -> Table:
+def cost_table(hosts: list[Row], server: Row) -> Table:
     """What eastwest says of itself; the senders cannot know."""
-    table = _table("Own cost", ("host", "what"), ("cost",), last="")
+    table = _table("Own cost", ("where", "what"), ("cost",), last="")
+    rows = []
     for host in hosts:
-        cost = host["cost"]
-        rows: list[tuple[str, str]] = [
-            ("probe, CPU", f"{cost['cpu_percent']:.1f} % of one core"),
-            ("probe, memory", f"{cost['memory_bytes'] / 1e6:.0f} MB"),
-        ]
-        for program in cost["programs"]:
+        rows += [(host["host"], *row) for row in _process("probe", host["cost"])]
+        for program in host["cost"]["programs"]:
             if program["runs"]:
-                what = f"{program['ns_per_packet']:.0f} ns per packet over {program['runs']:,} packets"
-                rows.append((f"kernel program {program['program']}", what))
-        for what, value in rows:
-            table.add_row(Text(host["host"]), Text(what), Text(value))
+                # A super-packet is one run: it passes a hook before it is cut into its segments.
+                runs = f"{program['runs']:,} runs in the last sample of 1 s"
+                what = f"{program['ns_per_packet']:.0f} ns per run, {runs}"
+                rows.append((host["host"], f"kernel program {program['program']}", what))
+    rows += [("server", *row) for row in _process("server", server)]
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
+
+
+def _process(name: str, cost: Row) -> list[tuple[str, str]]:
+    return [
+        (f"{name}, CPU", f"{cost['cpu_percent']:.1f} % of one core"),
+        (f"{name}, memory", f"{cost['memory_bytes'] / 1e6:.0f} MB"),
+    ]

@@ -51,8 +51,8 @@ def is_alive(process: Owned) -> bool:
 def claim(directory: Path) -> None:
     """Make the lab's directory. RefusedError: a lab of that name exists."""
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir()
+        # In one call: it makes the parents again that the last lab's end removes meanwhile.
+        directory.mkdir(parents=True)
     except FileExistsError:
         raise RefusedError(
             f"the lab {directory.name} exists", f"eastwest lab down {directory.name}, or choose another name"
@@ -109,6 +109,23 @@ async def remove(directory: Path) -> None:
     if problems:
         raise EastwestError(f"not all of {directory.name} could be removed: {'; '.join(problems)}")
     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+    if directory.parent == STATE_DIR:  # one that somebody named with --state-dir is theirs
+        await asyncio.to_thread(_remove_empty, STATE_DIR, STATE_DIR.parent)
+
+
+def _remove_empty(*directories: Path) -> None:
+    """The inner ones first; up to the first that still holds something."""
+    with contextlib.suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
+
+
+def refuse_unknown(name: str, state_dir: Path) -> None:
+    """NotFoundError: there is no lab of that name."""
+    known = labs(state_dir)
+    if name not in known:
+        remedy = f"choose one of: {', '.join(known)}" if known else "make one with `eastwest lab up`"
+        raise NotFoundError(f"there is no lab called '{name}'", remedy)
 
 
 async def take_down(name: str, state_dir: Path, deadline: float = 30.0) -> None:
@@ -117,8 +134,7 @@ async def take_down(name: str, state_dir: Path, deadline: float = 30.0) -> None:
     NotFoundError: there is none of that name; RefusedError: somebody else's work depends on it.
     """
     directory = state_dir / name
-    if name not in labs(state_dir):
-        raise NotFoundError(f"there is no lab {name}", f"there is: {', '.join(labs(state_dir)) or 'none'}")
+    refuse_unknown(name, state_dir)
     state = load(directory)
     if state is not None and is_alive(state.owner) and state.owner.pid != os.getpid():
         if not state.alone:

@@ -15,6 +15,13 @@ FlowKey = tuple[str, str, str, int, int, int, str]
 COUNTERS = ("ingress_packets", "ingress_bytes", "egress_packets", "egress_bytes")
 
 
+class Owner(msgspec.Struct, frozen=True):
+    """Who a workload belongs to, as the rules have it."""
+
+    tenant: str = ""
+    service: str = ""
+
+
 class Figure(msgspec.Struct, frozen=True):
     """One number or word as eastwest shows it, and what it should be."""
 
@@ -66,24 +73,26 @@ def line(title: tuple[str, ...], figures: Iterable[Figure]) -> Line:
 
 
 def judge(
-    record: Record, tenants: dict[str, str], labels: list[Row], flows: list[Row], ledger: list[Row]
+    record: Record, owners: dict[str, Owner], labels: list[Row], flows: list[Row], ledger: list[Row]
 ) -> Verdict:
-    """Compare the documents of `labels`, `flows` and `ledger` with the record. `tenants`: by workload."""
+    """Compare the documents of `labels`, `flows` and `ledger` with the record, and with the rules' owners.
+
+    `owners`: by workload; one that no rule gives to anybody need not be there.
+    """
     by_name = {row["name"]: row for row in labels}
     numbers = {workload.name: by_name.get(workload.name, {}).get("label") for workload in record.workloads}
     return Verdict(
-        [_label(workload, tenants.get(workload.name, ""), by_name) for workload in record.workloads],
+        [_label(workload, owners.get(workload.name, Owner()), by_name) for workload in record.workloads],
         _flows(record, numbers, flows),
         [_account(workload, numbers[workload.name], ledger) for workload in record.workloads],
     )
 
 
-def _label(workload: WorkloadRecord, tenant: str, labels: dict[str, Row]) -> Line:
+def _label(workload: WorkloadRecord, owner: Owner, labels: dict[str, Row]) -> Line:
     row = labels.get(workload.name, {})
     counters = [Figure(name, row.get(name), getattr(workload, name)) for name in COUNTERS]
-    return line(
-        (str(row.get("label")), workload.name), [*counters, Figure("tenant", row.get("tenant"), tenant)]
-    )
+    names = [Figure(name, row.get(name), getattr(owner, name)) for name in ("tenant", "service")]
+    return line((str(row.get("label")), workload.name), [*counters, *names])
 
 
 def _flows(record: Record, numbers: dict[str, Any], rows: list[Row]) -> list[Line]:
