@@ -17,7 +17,7 @@ from eastwest.lab import Lab, LabConfig, Record
 from eastwest.lab.plan import Plan
 from eastwest.lab.verdict import judge
 from tests.conftest import require
-from tests.system.test_cli_up import Site, until
+from tests.system.user_site import Site, until
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from eastwest.kernel.netns import inside
 from tests.conftest import Workload
-from tests.system.test_cli_up import Site, site, until
-
-__all__ = ["site"]
+from tests.system.user_site import Site, until
 
 FLOWS = 10_000
 
