@@ -15,7 +15,7 @@ import pytest
 from eastwest.cli.lab import until_metered
 from eastwest.lab import Lab, LabConfig, Record
 from eastwest.lab.plan import Plan
-from eastwest.lab.verdict import judge
+from eastwest.lab.verdict import Owner, judge
 from tests.conftest import require
 from tests.system.user_site import Site, until
 
@@ -72,7 +72,8 @@ def differences(site: Site, plan: Plan, record: Record) -> list[str]:
     if any(answer.returncode for answer in answers):
         return [answer.stderr for answer in answers]
     ledger, labels, rows = (json.loads(answer.stdout) for answer in answers)
-    return judge(record, {guest.name: "" for guest in plan.guests}, labels, rows, ledger).differences
+    owners = {guest.name: Owner("", "") for guest in plan.guests}
+    return judge(record, owners, labels, rows, ledger).differences
 
 
 def packets_shown(site: Site, plan: Plan) -> int:

@@ -10,31 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require
+from tests.system.user_site import until
 
 ROOT = Path(__file__).parents[2]
 MEGABYTE = 1 << 20
 SMALL_INSTALL = 120 * MEGABYTE
-
-# Everything a probe does to the kernel, in an environment that has only what the wheel brought.
-_START = """
-import asyncio, sys
-from pathlib import Path
-from eastwest.bus.client import Bus, BusConfig
-from eastwest.meter import pins
-from eastwest.probe.config import ProbeConfig
-from eastwest.probe.probe import Probe
-
-async def main():
-    state = Path(sys.argv[1])
-    config = ProbeConfig(state_dir=state, accounts=64, flow_entries=1024)
-    async with Bus(BusConfig(url="nats://127.0.0.1:9")) as bus, Probe(config, [], bus) as probe:
-        print("boot", probe.boot)
-
-try:
-    asyncio.run(main())
-finally:
-    print("removed", pins.remove(Path(sys.argv[1])))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +53,26 @@ def test_the_small_install_is_small(environment: Path) -> None:
     assert MEGABYTE < size < SMALL_INSTALL
 
 
-def test_the_probe_starts_without_a_compiler(environment: Path, tmp_path: Path) -> None:
-    """Programs load and hooks attach with nothing on PATH, and nothing is left behind."""
-    python = environment / "bin/python"
-    run = subprocess.run(
-        [python, "-P", "-c", _START, tmp_path / "state"],
-        check=False,
-        env=_bare(),
-        capture_output=True,
-        text=True,
-        timeout=60,
+def test_the_probe_starts_without_a_compiler(
+    environment: Path, tmp_path: Path, netns: Path, cgroup: Path
+) -> None:
+    """Its role loads programs and attaches hooks with nothing on PATH; `down` leaves nothing behind."""
+    eastwest = [environment / "bin/python", "-P", "-m", "eastwest"]
+    state, config = tmp_path / "state", tmp_path / "eastwest.toml"
+    config.write_text(
+        f'[probe]\nnetns = "{netns}"\ncgroup_root = "{cgroup}"\n[bus]\nurl = "nats://127.0.0.1:9"\n'
     )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.startswith("boot ")
-    assert run.stdout.endswith("removed True\n")
-    assert not (tmp_path / "state/bpf").is_mount()
+    role = [*eastwest, "probe", "--config", config, "--state-dir", state]
+    with subprocess.Popen(role, env=_bare(), stderr=subprocess.PIPE, text=True) as probe:
+        try:
+            until((state / "bpf/cgroup_egress").exists, "its hooks are attached and pinned")
+            probe.terminate()
+            _, said = probe.communicate(timeout=30)
+            assert probe.returncode == 0, said
+        finally:
+            probe.kill()
+    down = subprocess.run(
+        [*eastwest, "down", "--state-dir", state], env=_bare(), capture_output=True, text=True, check=False
+    )
+    assert (down.returncode, down.stderr) == (0, "")
+    assert not (state / "bpf").is_mount()

@@ -205,6 +205,7 @@ class Bus:
             client, closed = Client(), asyncio.Event()
             try:
                 await self._connect(client, closed)
+                _heed_cancellation()
                 self._client = client
                 for subject in self._answers:
                     await self._subscribe(client, subject)
@@ -220,6 +221,7 @@ class Bus:
             finally:
                 self._connected.clear()
                 await _close(client)
+            _heed_cancellation()
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _connect(self, client: Client, closed: asyncio.Event) -> None:
@@ -243,10 +245,6 @@ class Bus:
             closed_cb=on_closed,
             pending_size=4 * MAX_MESSAGE_BYTES,
         )
-        # Within, nats-py waits with wait_for, which before Python 3.12 can swallow a cancellation.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
 
     async def _subscribe(self, client: Client, subject: str) -> None:
         answer = self._answers[subject]
@@ -283,6 +281,13 @@ class Bus:
     def _unreachable_parts(self, problem: str) -> tuple[str, str]:
         what = f"no connection to nats-server at {self._config.url} ({problem})"
         return what, "start it, or correct the bus url, user and password_file"
+
+
+def _heed_cancellation() -> None:
+    """End if told to: nats-py may swallow that (wait_for before Python 3.12), or fail in its stead."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _unless_closed(client: Client, action: Awaitable[T]) -> T:
