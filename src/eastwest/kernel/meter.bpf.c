@@ -7,7 +7,7 @@
  * meter_state.generation names; the probe flips it, waits until no program can still be in the old one
  * (an RCU grace period), and reads that at leisure: no update is lost and both halves agree exactly.
  *
- * Every counter is per CPU and still atomic: cgroup egress runs in process context, where a softirq program
+ * Counters are atomic, those per CPU as well: cgroup egress runs in process context, where a softirq program
  * may interrupt it between load and store.
  */
 #include "parse.h"
