@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eastwest.errors import KernelError
 from eastwest.kernel import features, trial
 from eastwest.kernel.attach import unmount_bpffs
 from eastwest.kernel.netns import inside
@@ -215,3 +216,18 @@ def test_namespaces_are_told_apart_where_programs_see_no_cookie(
             run("nsenter", f"--net={space}", sys.executable, "-c", _SENDER, str(cgroup), "0", count)
         cut = Drain(meter).cut()
         assert cut.hooks[1].tolist() == [10, 1000, 10, 1000]
+
+
+def test_a_meter_that_cannot_load_leaves_the_counters_there_alone(
+    netns: Path, cgroup: Path, pins: Path
+) -> None:
+    """Other sizes do not fit what is pinned: refused with the remedy, and what was counted is still there."""
+    config = MeterConfig(netns=netns, cgroup_root=cgroup, flow_entries=64, accounts=16)
+    with Meter(config, pins) as first:
+        trial.run(first.program("port_ingress"), FRAME, repeat=3, ifindex=1)
+    other = MeterConfig(netns=netns, cgroup_root=cgroup, flow_entries=128, accounts=16)
+    with pytest.raises(KernelError, match="run eastwest down"), Meter(other, pins):
+        pass
+    with Meter(config, pins) as again:
+        assert again.adopted
+        assert Drain(again).cut().hooks[0].tolist() == [0, 0, 3, 300]

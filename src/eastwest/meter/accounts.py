@@ -5,7 +5,7 @@ where that became known in time, else to 0 for good. A life has a serial that is
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,29 +33,21 @@ _ACCOUNT = np.dtype(
 )
 
 
-class Kept(Protocol):
-    """What is remembered of an account on disk."""
+class AccountRow(NamedTuple):
+    """What is remembered of an open account. It has an ifindex or a cgroup; account 0 has neither."""
 
-    @property
-    def account(self) -> int: ...
-    @property
-    def serial(self) -> int: ...
-    @property
-    def label(self) -> int: ...
-    @property
-    def decided(self) -> bool: ...
-    @property
-    def port(self) -> str: ...
-    @property
-    def first_seen(self) -> int: ...
-    @property
-    def last_seen(self) -> int: ...
-    @property
-    def packets(self) -> int: ...
-    @property
-    def lost_packets(self) -> int: ...
-    @property
-    def lost_bytes(self) -> int: ...
+    account: int
+    serial: int
+    label: int
+    decided: bool
+    port: str
+    ifindex: int
+    cgroup: int
+    first_seen: int
+    last_seen: int = 0
+    packets: int = 0
+    lost_packets: int = 0
+    lost_bytes: int = 0
 
 
 @dataclass
@@ -85,7 +77,7 @@ class Accounts:
         self.table[account] = (serial, 0, True, False, port.encode(), first_seen, first_seen, 0, 0, 0)
         self._sent[account] = 0
 
-    def restore(self, kept: Kept) -> None:
+    def restore(self, kept: AccountRow) -> None:
         """A life that an earlier probe opened."""
         self.table[kept.account] = (
             kept.serial,

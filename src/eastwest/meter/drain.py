@@ -40,7 +40,7 @@ class Cut:
 
 
 class Drain:
-    """Cuts, one at a time. `flows_left` and `cut` block for a grace period: call them off the event loop."""
+    """Cuts, one at a time. `cut` blocks for a grace period: call it off the event loop."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter

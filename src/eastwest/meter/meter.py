@@ -68,6 +68,7 @@ class Meter:
     def __enter__(self) -> Self:
         check(self._config)
         attach.mount_bpffs(self._pins)
+        existed = (self._pins / "state").exists()
         try:
             self._load()
             self._attach_cgroups()
@@ -75,7 +76,7 @@ class Meter:
                 self._attach_interface(name)
         except BaseException:
             self._object.close()
-            if not self.adopted:
+            if not existed:
                 attach.unmount_bpffs(self._pins)  # half a meter is none
             raise
         return self

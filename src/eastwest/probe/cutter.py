@@ -129,11 +129,10 @@ class Cutter:
             self._send(TOTALS, changed[start : start + ROWS_PER_MESSAGE].tobytes(), {})
         self._journal.set_number("cut", self._journal.number("sequence"))
 
-    def _send(self, kind: str, payload: bytes, packets: dict[int, int]) -> int:
+    def _send(self, kind: str, payload: bytes, packets: dict[int, int]) -> None:
         sequence = self._journal.take("sequence")
         subject = f"{kind}.{self._config.host}"
         self._journal.send(Outgoing(self._boot, sequence, subject, payload, packets))
-        return sequence
 
     def _note_addresses(self, rows: NDArray[Any]) -> None:
         """Addresses that workloads sent from, found without looking at rows one by one."""
@@ -176,11 +175,11 @@ def close_boot(journal: Journal, host: str, boot: int) -> None:
     """The kernel's counters of a boot are gone: what was still held goes out under label 0."""
     held = _read_held(journal)
     with journal.transaction():
-        if len(held.rows):
-            held.rows["label"] = 0
+        held.rows["label"] = 0
+        for start in range(0, len(held.rows), ROWS_PER_MESSAGE):
+            rows = held.rows[start : start + ROWS_PER_MESSAGE]
             sequence = journal.take("sequence")
-            packets = sum_by_label(held.rows)
-            journal.send(Outgoing(boot, sequence, f"{FLOWS}.{host}", held.rows.tobytes(), packets))
+            journal.send(Outgoing(boot, sequence, f"{FLOWS}.{host}", rows.tobytes(), sum_by_label(rows)))
         journal.hold([])
         journal.drop_accounts()
         journal.set_number("drained", 0)

@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 import msgspec
 
 from eastwest.errors import StoreError
+from eastwest.meter.accounts import AccountRow
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -41,23 +42,6 @@ class Outgoing(NamedTuple):
     subject: str
     payload: bytes
     packets: dict[int, int]
-
-
-class AccountRow(NamedTuple):
-    """One open account. Exactly one of ifindex and cgroup is not 0."""
-
-    account: int
-    serial: int
-    label: int
-    decided: bool
-    port: str
-    ifindex: int
-    cgroup: int
-    first_seen: int
-    last_seen: int = 0
-    packets: int = 0
-    lost_packets: int = 0
-    lost_bytes: int = 0
 
 
 class Journal:

@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 
 from eastwest.labels.registry import Registry
-from eastwest.meter.accounts import Accounts
+from eastwest.meter.accounts import AccountRow, Accounts
 from eastwest.meter.drain import Drain
 from eastwest.meter.meter import Meter, Source
 from eastwest.meter.rows import LOSSES
-from eastwest.probe.journal import AccountRow, Journal
+from eastwest.probe.journal import Journal
 
 _CUTS_TO_CLOSE = 2
 """After its source is gone: the cut that counts its last packets, and one that finds nothing more."""

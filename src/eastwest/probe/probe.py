@@ -189,6 +189,9 @@ class Probe:
 
     async def run(self) -> None:
         """Work until cancelled. A task that fails for a reason it does not handle ends the probe."""
+        # Before the first cut there is no ledger to tell: until then what is stored speaks for this host.
+        self._record(await self._cut())
+        self._report_due.set()
         await self._bus.serve(ledger_subject(self._config.host), self._answer_ledger)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._ports.watch(), name="ports")
