@@ -6,15 +6,17 @@ SETUP := $(VENV)/.setup
 KERNEL := src/eastwest/kernel
 
 PACKAGES := clang llvm gcc libc6-dev libbpf-dev libelf-dev zlib1g-dev bpftool python3-venv python3-dev \
-            iproute2 ethtool util-linux procps openvswitch-switch
+            iproute2 ethtool util-linux procps openvswitch-switch libvirt-dev pkg-config
 VM_PACKAGES := qemu-system-x86 busybox-static cpio
+# Sources of workloads that the tests run for real.
+TEST_PACKAGES := podman runc netavark conmon libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES)
 
 .PHONY: demo test test-kernel-6.1 lint setup lock wheel clean
 
 demo: setup
 	$(BIN)/eastwest demo
 
-test: setup lint
+test: setup lint $(VENV)/.test-packages
 	$(BIN)/pytest
 
 # The kernel tests on Debian 12's own kernel (6.1: no TCX, no namespace cookie), in QEMU without KVM; there all is
@@ -39,6 +41,10 @@ if [ -n "$$missing" ]; then \
   apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; \
 fi
 endef
+
+$(VENV)/.test-packages: Makefile $(SETUP)
+	$(call install,$(TEST_PACKAGES))
+	@touch $@
 
 $(VENV)/.packages: Makefile
 	@mkdir -p $(VENV)
@@ -68,4 +74,4 @@ clean:
 	rm -rf $(VENV) build dist $(KERNEL)/.built $(KERNEL)/*.o $(KERNEL)/*.so
 
 lock: setup
-	$(BIN)/uv pip compile --quiet pyproject.toml --extra server --group dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements-dev.lock
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra server --extra libvirt --group dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -o requirements-dev.lock

@@ -6,6 +6,7 @@ Durable messages go to the stream `EASTWEST`. Each carries the headers `Ew-Host`
     eastwest.flows.<host>      packed `meter.rows.FLOW_ROW` array
     eastwest.totals.<host>     packed `meter.rows.TOTAL_ROW` array: accounts that changed since the last cut
     eastwest.workloads.<host>  JSON list of `Workload`: those that changed
+    eastwest.evidence.<host>   JSON list of `Evidence`: first packets of suspect traffic
 
 A probe ends each drain with a totals message; whatever flows it counted have lower sequence numbers.
 State that only matters while it is fresh is a KV bucket entry; a question to a probe is a request.
@@ -19,6 +20,7 @@ STREAM = "EASTWEST"
 FLOWS = "eastwest.flows"
 TOTALS = "eastwest.totals"
 WORKLOADS = "eastwest.workloads"
+EVIDENCE = "eastwest.evidence"
 
 HOST_HEADER = "Ew-Host"
 BOOT_HEADER = "Ew-Boot"
@@ -82,6 +84,29 @@ class Workload(msgspec.Struct, frozen=True):
     present: bool
     first_seen: int
     last_seen: int
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """A packet of suspect traffic, as a hook saw it. Rate-limited in the kernel: a sample, not a count."""
+
+    time: int
+    """unix ns"""
+    label: int
+    port: str
+    """The host-side interface, empty where a cgroup hook saw it."""
+    direction: Literal["ingress", "egress"]
+    entry: str
+    """The prefix or flow that was declared suspect; empty where the label's own class is suspect."""
+    src: str
+    dst: str
+    src_port: int
+    dst_port: int
+    protocol: int
+    dropped: bool
+    length: int
+    """Of the packet, IP header included."""
+    packet: bytes
+    """Its first bytes, from the IP header on (LINKTYPE_RAW)."""
 
 
 class HookCount(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ import msgspec
 from eastwest.bus.client import BusConfig
 from eastwest.cli import toml
 from eastwest.errors import ConfigError
+from eastwest.inventory.config import InventoryConfig
 from eastwest.labels.rules import Rule
 from eastwest.probe.config import ProbeConfig
 
@@ -32,6 +33,7 @@ class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """What the probe needs; the sections of other roles may be there and are theirs to check."""
 
     probe: ProbeConfig = msgspec.field(default_factory=ProbeConfig)
+    inventory: InventoryConfig = msgspec.field(default_factory=InventoryConfig)
     bus: BusConfig = msgspec.field(default_factory=BusConfig)
     rule: list[Rule] = msgspec.field(default_factory=list)
     server: Document = msgspec.field(default_factory=dict)

@@ -23,7 +23,11 @@ def command(config_file: Path | None, state_dir: Path | None) -> None:
 
 async def _probe(settings: config.ProbeSettings) -> None:
     from eastwest.bus.client import Bus
+    from eastwest.cli.sources import sources
     from eastwest.probe.probe import Probe
 
-    async with Bus(settings.bus) as bus, Probe(settings.probe, settings.rule, bus) as probe:
+    async with (
+        Bus(settings.bus) as bus,
+        Probe(settings.probe, settings.rule, bus, sources(settings.inventory)) as probe,
+    ):
         await probe.run()

@@ -4,6 +4,7 @@ import msgspec
 
 from eastwest.bus.client import BusConfig
 from eastwest.collector.collector import CollectorConfig
+from eastwest.inventory.config import InventoryConfig
 from eastwest.labels.rules import Rule
 from eastwest.manager.manager import ManagerConfig
 from eastwest.probe.config import ProbeConfig
@@ -14,6 +15,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The sections of the TOML file."""
 
     probe: ProbeConfig = msgspec.field(default_factory=ProbeConfig)
+    inventory: InventoryConfig = msgspec.field(default_factory=InventoryConfig)
     bus: BusConfig = msgspec.field(default_factory=BusConfig)
     rule: list[Rule] = msgspec.field(default_factory=list)
     server: ManagerConfig = msgspec.field(default_factory=ManagerConfig)

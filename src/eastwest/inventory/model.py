@@ -1,17 +1,50 @@
 """What discovery finds."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+from eastwest.bus.messages import Facts
+
+Kind = Literal["container", "vm", "netns", "cgroup", "port"]
 
 
 @dataclass(frozen=True)
 class Found:
-    """A workload as its source knows it. `identity` is the same whenever the workload comes back."""
+    """A workload as its sources know it. `identity` is the same whenever the workload comes back."""
 
     identity: str
-    kind: str
+    kind: Kind
     name: str
     cgroup: str = ""
+    facts: Facts = field(default_factory=Facts)
+    """What its sources say of it; rules and users say over it."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one source says of one workload that is there now, and by what in the kernel it is known.
+
+    Sources that speak of the same workload use the same identity where they can: `container:<64 hex digits>`,
+    `vm:<uuid>`; else one interface, namespace or cgroup that both claim makes them one.
+    """
+
+    identity: str
+    kind: Kind
+    name: str
+    facts: Facts = field(default_factory=Facts)
+    devices: frozenset[str] = frozenset()
+    """Names of its interfaces on the host side (a VM's taps, a switch's ports)."""
+
+    netns: int = 0
+    """Cookie of a network namespace that is this workload's alone; 0: none, the host's, or another's."""
+
+    cgroup: str = ""
+    """The cgroup of its processes, as a path from the scope's root; empty: not known."""
+
+    sockets: bool = False
+    """Whether sockets of that cgroup on the host's network are this workload's traffic: so for a container
+    on the host's network and a VM with user-mode networking, not for the emulator of a VM with taps."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +55,8 @@ class HostPort:
     name: str
     mac: str
     owner: Found | None = None
+    serial: int = 0
+    """Another for each interface that ever had this ifindex."""
 
 
 def readable(name: str | bytes) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 import zlib
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Self
 
@@ -28,6 +29,7 @@ from eastwest.bus.messages import (
 from eastwest.errors import BusError, EastwestError, StoreError
 from eastwest.inventory.cgroups import Cgroups
 from eastwest.inventory.ports import Ports
+from eastwest.inventory.source import Source
 from eastwest.kernel.netns import host_boot
 from eastwest.kernel.records import enumeration
 from eastwest.labels.registry import Registry
@@ -55,10 +57,13 @@ _GATHER_SECONDS = 0.02
 class Probe:
     """The agent of one host. Counting goes on when it ends; `eastwest down` ends it."""
 
-    def __init__(self, config: ProbeConfig, rules: list[Rule], bus: Bus) -> None:
+    def __init__(
+        self, config: ProbeConfig, rules: list[Rule], bus: Bus, sources: Sequence[Source] = ()
+    ) -> None:
         self._config = config
         self._rules = rules
         self._bus = bus
+        self._sources = sources
         self._stack = AsyncExitStack()
         self._changed = asyncio.Event()
         self._outgoing = asyncio.Event()
@@ -194,6 +199,8 @@ class Probe:
         self._report_due.set()
         await self._bus.serve(ledger_subject(self._config.host), self._answer_ledger)
         async with asyncio.TaskGroup() as group:
+            for source in self._sources:
+                group.create_task(source.run(self._changed.set), name=source.name)
             group.create_task(self._ports.watch(), name="ports")
             group.create_task(self._cost.sample_for_ever(), name="cost")
             group.create_task(self._lease_labels(), name="labels")
@@ -312,6 +319,7 @@ class Probe:
             self._booking.problem,
             self._cgroups.problem,
             self._ports.problem,
+            *(source.problem for source in self._sources),
         ]
         report = HostReport(
             host=self._config.host,
