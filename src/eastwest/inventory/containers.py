@@ -1,4 +1,4 @@
-"""Containers: the id that a cgroup's path gives away, so that one is known for what it is with no daemon to ask."""
+"""Containers: the id in a cgroup's path, so that one is known for what it is with no daemon to ask."""
 
 import re
 
