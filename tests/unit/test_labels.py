@@ -7,9 +7,9 @@ import pytest
 
 from eastwest.bus.messages import Facts, Port
 from eastwest.errors import BusError, ConfigError, RefusedError
-from eastwest.inventory.model import Found
+from eastwest.inventory.model import Found, Present
 from eastwest.labels.registry import BLOCK, Registry
-from eastwest.labels.rules import Rule, merge
+from eastwest.labels.rules import Rule
 from eastwest.labels.selector import Selector
 
 WEB = {"name": "web-1", "tenant": "a", "label": 7, "port": ["tap0", "tap1"]}
@@ -51,8 +51,8 @@ def test_a_rule_that_cannot_match_is_refused_when_it_is_read() -> None:
 
 
 def test_later_facts_win_where_they_say_something() -> None:
-    facts = [Facts(tenant="a", service="x"), Facts(service="y"), Facts(service_id=3)]
-    assert merge(facts) == Facts(tenant="a", service="y", service_id=3)
+    first, second, third = Facts(tenant="a", service="x"), Facts(service="y"), Facts(service_id=3)
+    assert third.over(second.over(first)) == Facts(tenant="a", service="y", service_id=3)
 
 
 class Memory:
@@ -142,9 +142,9 @@ def test_history_outlives_memory() -> None:
     registry = leased(Bucket(), memory)
     label = registry.label(netns("a"))
     assert label is not None
-    registry.observe({"netns:a": [Port("p1", 1, "m")]}, now=10)
+    registry.observe({"netns:a": Present(netns("a"), [Port("p1", 1, "m")])}, now=10)
     registry.saw_addresses(label, ["10.0.0.1"], now=11)
-    registry.observe({"netns:a": [Port("p2", 2, "m")]}, now=12)
+    registry.observe({"netns:a": Present(netns("a"), [Port("p2", 2, "m")])}, now=12)
     registry.observe({}, now=13)
     known = registry.workload(label)
     assert (known.present, known.ports, known.past_ports) == (False, [], ["p1", "p2"])

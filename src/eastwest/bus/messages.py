@@ -47,13 +47,20 @@ def ledger_subject(host: str) -> str:
 
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a user says of a workload. None: not said."""
+    """What a user, a rule or a source says of a workload. None: not said."""
 
     tenant: str | None = None
     network: str | None = None
     service: str | None = None
     service_id: int | None = None
     traffic_class: TrafficClass | None = msgspec.field(default=None, name="class")
+
+    def over(self, other: "Facts") -> "Facts":
+        """These, and where they say nothing, `other`'s."""
+        return Facts(**{f: getattr(self if getattr(self, f) is not None else other, f) for f in _FACTS})
+
+
+_FACTS = Facts.__struct_fields__
 
 
 class Port(msgspec.Struct, frozen=True):

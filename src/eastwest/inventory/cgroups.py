@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from eastwest.errors import KernelError
+from eastwest.inventory.containers import container_of
 from eastwest.inventory.model import Found, readable
 from eastwest.kernel.events import RingBuffer
 from eastwest.kernel.libbpf import Object
@@ -19,6 +20,11 @@ from eastwest.kernel.records import CGROUPS_OBJECT, record
 log = logging.getLogger(__name__)
 
 _SCAN_SECONDS = 30
+_SETTLE_SECONDS = 3.0
+"""A source may claim a cgroup some time after it was made."""
+
+_EMULATOR = "machine-qemu*"
+"""The scope of a VM's emulator: no workload of its own."""
 
 
 class Cgroups:
@@ -33,6 +39,8 @@ class Cgroups:
         self._patterns = patterns
         self._changed = changed
         self._paths: dict[int, str] = {}
+        self._by_path: dict[str, int] = {}
+        self._entered: dict[int, float] = {}
         self._removed: dict[int, float] = {}
         self._owners: dict[int, Found | None] = {}
         self._workloads: set[int] = set()
@@ -89,10 +97,13 @@ class Cgroups:
         return None
 
     def _enter(self, number: int, path: str) -> None:
-        self._paths[number] = path
+        self._paths[number], self._by_path[path] = path, number
+        self._entered[number] = time.monotonic()
+        container = _container(path)
         lineage = [path, *map(str, PurePosixPath(path).parents)]
-        self._owners[number] = next((found for one in lineage if (found := self._found(one))), None)
-        if self._found(path):
+        owner = container or next((found for one in lineage if (found := self._found(one))), None)
+        self._owners[number] = owner
+        if owner and owner.cgroup == path:
             self._workloads.add(number)
 
     def _remove(self, number: int) -> None:
@@ -138,15 +149,25 @@ class Cgroups:
         there = self._workloads - self._removed.keys()
         return {number: found for number in there if (found := self._owners[number])}
 
-    def knows(self, cgroup: int) -> bool:
-        """Whether a cgroup is there, or was removed not long ago."""
-        return cgroup in self._paths
+    def path(self, cgroup: int) -> str | None:
+        """Of a cgroup that is there, or was removed not long ago."""
+        return self._paths.get(cgroup)
+
+    def at(self, paths: set[str]) -> set[int]:
+        """The cgroups that are at these paths now."""
+        return {number for path in paths if (number := self._by_path.get(path))} - self._removed.keys()
+
+    def settled(self, cgroup: int) -> bool:
+        """Whether it has been there so long that a source would have claimed it."""
+        return time.monotonic() - self._entered.get(cgroup, time.monotonic()) > _SETTLE_SECONDS
 
     def removed_before(self, moment: float) -> set[int]:
         """Cgroups that were removed before `moment` (monotonic seconds); they are forgotten with this."""
         old = {number for number, when in self._removed.items() if when < moment}
         for number in old:
-            del self._removed[number], self._paths[number], self._owners[number]
+            if self._by_path.get(self._paths[number]) == number:
+                del self._by_path[self._paths[number]]
+            del self._removed[number], self._paths[number], self._owners[number], self._entered[number]
         self._workloads -= old
         return old
 
@@ -156,6 +177,16 @@ class Cgroups:
 
     def _found(self, path: str) -> Found | None:
         name = PurePosixPath(path).name
-        if not any(fnmatchcase(name, pattern) for pattern in self._patterns):
+        if fnmatchcase(name, _EMULATOR) or not any(fnmatchcase(name, one) for one in self._patterns):
             return None
         return Found(f"cgroup:{path}", "cgroup", PurePosixPath(name).stem, path)
+
+
+def _container(path: str) -> Found | None:
+    """The container that a cgroup is, or lies in."""
+    number = container_of(path)
+    if number is None:
+        return None
+    parts = PurePosixPath(path).parts
+    own = next(i for i, part in enumerate(parts) if container_of(part))
+    return Found(f"container:{number}", "container", number[:12], str(PurePosixPath(*parts[: own + 1])))

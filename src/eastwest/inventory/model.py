@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from eastwest.bus.messages import Facts
+from eastwest.bus.messages import Facts, Port
 
 Kind = Literal["container", "vm", "netns", "cgroup", "port"]
 
@@ -26,7 +26,8 @@ class Claim:
     """What one source says of one workload that is there now, and by what in the kernel it is known.
 
     Sources that speak of the same workload use the same identity where they can: `container:<64 hex digits>`,
-    `vm:<uuid>`; else one interface, namespace or cgroup that both claim makes them one.
+    `vm:<uuid>`; one that had to make an identity up (`qemu:…`, `port:…`) is joined to another by an
+    interface, namespace or cgroup that both claim. An empty identity says facts of whoever owns its devices.
     """
 
     identity: str
@@ -57,6 +58,14 @@ class HostPort:
     owner: Found | None = None
     serial: int = 0
     """Another for each interface that ever had this ifindex."""
+
+
+@dataclass
+class Present:
+    """A workload that is there now, and its ports."""
+
+    found: Found
+    ports: list[Port] = field(default_factory=list)
 
 
 def readable(name: str | bytes) -> str:

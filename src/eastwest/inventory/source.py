@@ -23,6 +23,8 @@ class Source(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.hearsay = False
+        """Whether it knows workloads only by what it was told of their interfaces."""
         self.problem: str | None = None
         """Why it says nothing now, with the remedy. An absent daemon that nobody asked for is no problem."""
 
@@ -44,10 +46,14 @@ class Source(ABC):
         while True:
             try:
                 await self._follow()
+                self._answer(False)
             except InventoryError as e:
                 pause = _FIRST_PAUSE if self.problem is None else min(pause * 2, _LONGEST_PAUSE)
                 self._silent(str(e))
             await asyncio.sleep(pause)
+
+    def links_changed(self) -> None:  # noqa: B027 (most do not care)
+        """Interfaces came, went or changed: whoever holds them may be looked up again."""
 
     @abstractmethod
     async def _follow(self) -> None:

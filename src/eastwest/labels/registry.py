@@ -5,7 +5,7 @@ the whole fleet and never given twice. A workload that comes back under the same
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -13,8 +13,8 @@ import msgspec
 
 from eastwest.bus.messages import Facts, Port, TrafficClass, Workload
 from eastwest.errors import BusError
-from eastwest.inventory.model import Found
-from eastwest.labels.rules import Rule, merge
+from eastwest.inventory.model import Found, Present
+from eastwest.labels.rules import Rule
 
 BLOCK = 1024
 """Labels in one lease."""
@@ -57,7 +57,10 @@ class History(msgspec.Struct):
     ports: list[Port] = msgspec.field(default_factory=list)
     past_ports: list[str] = msgspec.field(default_factory=list)
     addresses: dict[str, int] = msgspec.field(default_factory=dict)
+    facts: Facts = msgspec.field(default_factory=Facts)
+    """What its sources say."""
     said: Facts = msgspec.field(default_factory=Facts)
+    """What users say."""
 
 
 class Registry:
@@ -129,25 +132,36 @@ class Registry:
                 return None
             self._memory.set_number("label_next", number + 1)
             now = time.time_ns()
-            history = History(found.identity, number, found.kind, found.name, found.cgroup, now, now)
+            history = History(
+                found.identity, number, found.kind, found.name, found.cgroup, now, now, facts=found.facts
+            )
             self._add(history)
             self._keep(history)
         return history.label
 
     # -- what is known -------------------------------------------------------------------------------------
 
-    def observe(self, present: dict[str, list[Port]], now: int) -> None:
-        """Take over which workloads are there, by identity, and with which ports."""
+    def observe(self, present: Mapping[str, Present], now: int) -> None:
+        """Take over which workloads are there, by identity, with which names, facts and ports."""
         for identity, history in self._by_identity.items():
-            ports = sorted(present.get(identity, []), key=lambda port: port.name)
-            if history.present == (identity in present) and history.ports == ports:
+            one = present.get(identity)
+            ports = sorted(one.ports, key=lambda port: port.name) if one else []
+            renamed = one is not None and self._rename(history, one.found)
+            if history.present == (one is not None) and history.ports == ports and not renamed:
                 continue
             names = {port.name for port in ports}
             gone = [port.name for port in history.ports if port.name not in names]
             past = [name for name in history.past_ports if name not in names and name not in gone]
             history.past_ports = (past + gone)[-_PORTS_KEPT:]
-            history.present, history.ports, history.last_seen = identity in present, ports, now
+            history.present, history.ports, history.last_seen = one is not None, ports, now
             self._keep(history)
+
+    def _rename(self, history: History, found: Found) -> bool:
+        """Take over what its sources call it by now; True where that is something else."""
+        before = (history.kind, history.name, history.cgroup, history.facts)
+        history.kind, history.name, history.facts = found.kind, found.name, found.facts
+        history.cgroup = found.cgroup or history.cgroup
+        return before != (history.kind, history.name, history.cgroup, history.facts)
 
     def saw_addresses(self, label: int, addresses: Iterable[str], now: int) -> None:
         """Note addresses that a workload sent from."""
@@ -192,7 +206,10 @@ class Registry:
             "port": [port.name for port in history.ports],
         }
         matching = [rule.facts for rule in self._rules if rule.selector.matches(seen)]
-        return merge([*matching, history.said])
+        facts = history.facts
+        for one in (*matching, history.said):
+            facts = one.over(facts)
+        return facts
 
     def traffic_class(self, label: int) -> TrafficClass:
         """The class of all of a label's traffic."""

@@ -45,13 +45,3 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             service_id=self.service_id,
             traffic_class=self.traffic_class,
         )
-
-
-def merge(facts: list[Facts]) -> Facts:
-    """What remains when each says over those before it."""
-    said: dict[str, object] = {}
-    for one in facts:
-        said |= {f: v for f in one.__struct_fields__ if (v := getattr(one, f)) is not None}
-    return msgspec.convert(
-        {("class" if key == "traffic_class" else key): value for key, value in said.items()}, Facts
-    )

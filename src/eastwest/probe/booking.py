@@ -9,11 +9,9 @@ import time
 
 import numpy as np
 
-from eastwest.bus.messages import Port
 from eastwest.errors import KernelError
-from eastwest.inventory.cgroups import Cgroups
+from eastwest.inventory.inventory import Inventory
 from eastwest.inventory.model import Found, HostPort
-from eastwest.inventory.ports import Ports
 from eastwest.labels.registry import Registry
 from eastwest.meter.meter import Meter, Source
 from eastwest.probe.config import ProbeConfig
@@ -32,16 +30,14 @@ class Booking:
         lives: Lives,
         registry: Registry,
         journal: Journal,
-        ports: Ports,
-        cgroups: Cgroups,
+        inventory: Inventory,
     ) -> None:
         self._config = config
         self._meter = meter
         self._lives = lives
         self._registry = registry
         self._journal = journal
-        self._ports = ports
-        self._cgroups = cgroups
+        self._inventory = inventory
         self.problem: str | None = None
 
     def adopt(self) -> None:
@@ -52,9 +48,10 @@ class Booking:
                 self._close_port(ifindex)
 
     def _still_attached(self, ifindex: int, life: Life) -> bool:
-        port = self._ports.all().get(ifindex)
+        port = self._inventory.ports.get(ifindex)
         if port is None or port.name != life.row.port:
             return False
+        life.serial = port.serial
         try:
             # A link that was made just now means that this is another interface with an old number.
             return self._meter.attach_port(ifindex) or not self._meter.tcx
@@ -67,6 +64,7 @@ class Booking:
         Raises StoreError; then what was done is written at the next call.
         """
         self.problem = None
+        self._inventory.join()
         with self._journal.transaction():
             if self._journal.undone:
                 self._lives.save_all()
@@ -74,28 +72,23 @@ class Booking:
             if discover:
                 self._discover_cgroups()
             self._reconcile_cgroups()
-            self._registry.observe(self._present(), time.time_ns())
+            self._registry.observe(self._inventory.present, time.time_ns())
         self._journal.undone = False
-
-    def _present(self) -> dict[str, list[Port]]:
-        present: dict[str, list[Port]] = {found.identity: [] for found in self._cgroups.workloads().values()}
-        for port in self._ports.all().values():
-            if port.owner:
-                present.setdefault(port.owner.identity, []).append(Port(port.name, port.ifindex, port.mac))
-        return present
 
     # -- ports ---------------------------------------------------------------------------------------------
 
     def _reconcile_ports(self) -> None:
-        there = self._ports.all()
-        for ifindex in self._lives.by_port.keys() - there.keys():
-            self._close_port(ifindex)
+        there = self._inventory.ports
+        for ifindex, metered in list(self._lives.by_port.items()):
+            # A number that is used again, before anybody looked, is another interface's.
+            if ifindex not in there or there[ifindex].serial != metered.serial:
+                self._close_port(ifindex)
         for ifindex, port in there.items():
             life = self._lives.by_port.get(ifindex) or self._open_port(port)
             if life and life.row.port != port.name:
                 self._lives.rename(life, port.name)
             if life:
-                self._book(life, port.owner, known=port.owner is not None)
+                self._book(life, port.owner, settled=False)
 
     def _open_port(self, port: HostPort) -> Life | None:
         account = self._meter.open_account()
@@ -115,7 +108,9 @@ class Booking:
             return None
         if not account:
             return None
-        return self._lives.open(account, Source(0, account), port=port.name, ifindex=port.ifindex)
+        life = self._lives.open(account, Source(0, account), port=port.name, ifindex=port.ifindex)
+        life.serial = port.serial
+        return life
 
     def _close_port(self, ifindex: int) -> None:
         self._meter.detach_port(ifindex)
@@ -133,14 +128,13 @@ class Booking:
 
     def _reconcile_cgroups(self) -> None:
         by_cgroup = self._lives.by_cgroup
-        for number in self._cgroups.workloads().keys() - by_cgroup.keys():
+        for number in set(self._inventory.cgroups()) - by_cgroup.keys():
             self._enter_cgroup(number)
         now = time.monotonic()
-        for number in self._cgroups.removed_before(now - self._config.linger_seconds):
+        for number in self._inventory.removed_before(now - self._config.linger_seconds):
             self._close_cgroup(number)
         for number, life in list(by_cgroup.items()):
-            known = self._cgroups.knows(number)
-            if known:
+            if self._inventory.knows(number):
                 life.unknown_since = 0.0
             elif not life.unknown_since:
                 life.unknown_since = now
@@ -148,7 +142,7 @@ class Booking:
                 # Removed before this probe could hear of it, or used again after it was forgotten.
                 self._close_cgroup(number)
                 continue
-            self._book(life, self._cgroups.owner(number), known)
+            self._book(life, self._inventory.owner(number), self._inventory.settled(number))
 
     def _enter_cgroup(self, number: int) -> None:
         account = self._meter.open_account()
@@ -167,14 +161,14 @@ class Booking:
 
     # -- either --------------------------------------------------------------------------------------------
 
-    def _book(self, life: Life, owner: Found | None, known: bool) -> None:
+    def _book(self, life: Life, owner: Found | None, settled: bool) -> None:
         """Decide whose an account is; a source that has become another's gets another account."""
         label = self._registry.label(owner) if owner else None
         if not life.row.decided:
             too_late = time.time_ns() - life.row.first_seen > self._config.hold_seconds * 1e9
             if label is not None:
                 self._lives.decide(life, label)
-            elif too_late or (known and owner is None):
+            elif too_late or (settled and owner is None):
                 self._lives.decide(life, 0)
         elif label is not None and label != life.row.label:
             if not self._lives.rebook(life, label):

@@ -29,6 +29,8 @@ class Life:
     row: AccountRow
     source: Source
     closing: int = 0
+    serial: int | None = None
+    """Of the interface that it is attached to, as the inventory numbers them; None: not known yet."""
     unknown_since: float = 0.0
     """When its cgroup was first found to be one that the inventory does not know (monotonic s); 0: never."""
 
@@ -158,6 +160,7 @@ class Lives:
             return False
         row = old.row
         life = self.open(account, Source(0, account), port=row.port, ifindex=row.ifindex, cgroup=row.cgroup)
+        life.serial = old.serial
         self.decide(life, label)
         old.closing = _CUTS_TO_CLOSE
         return True

@@ -27,8 +27,7 @@ from eastwest.bus.messages import (
     ledger_subject,
 )
 from eastwest.errors import BusError, EastwestError, StoreError
-from eastwest.inventory.cgroups import Cgroups
-from eastwest.inventory.ports import Ports
+from eastwest.inventory.inventory import Inventory
 from eastwest.inventory.source import Source
 from eastwest.kernel.netns import host_boot
 from eastwest.kernel.records import enumeration
@@ -88,10 +87,15 @@ class Probe:
         self._registry = Registry(config.host, self._rules, self._journal)
         self._check_host_boot()
         mount = cgroup_mount()
-        self._ports = await stack.enter_async_context(Ports(config.netns, self._changed.set))
-        root = config.cgroup_root or mount
-        self._cgroups = await stack.enter_async_context(
-            Cgroups(mount, root, config.cgroup_patterns, self._changed.set)
+        self._inventory = await stack.enter_async_context(
+            Inventory(
+                scope=config.netns,
+                mount=mount,
+                root=config.cgroup_root or mount,
+                patterns=config.cgroup_patterns,
+                sources=self._sources,
+                changed=self._changed.set,
+            )
         )
         self._assemble()
         self._booking.adopt()
@@ -115,8 +119,7 @@ class Probe:
             lives=self._lives,
             registry=self._registry,
             journal=self._journal,
-            ports=self._ports,
-            cgroups=self._cgroups,
+            inventory=self._inventory,
         )
         self._cutter = Cutter(
             config=config,
@@ -199,14 +202,11 @@ class Probe:
         self._report_due.set()
         await self._bus.serve(ledger_subject(self._config.host), self._answer_ledger)
         async with asyncio.TaskGroup() as group:
-            for source in self._sources:
-                group.create_task(source.run(self._changed.set), name=source.name)
-            group.create_task(self._ports.watch(), name="ports")
+            group.create_task(self._inventory.watch(), name="inventory")
             group.create_task(self._cost.sample_for_ever(), name="cost")
             group.create_task(self._lease_labels(), name="labels")
             group.create_task(self._follow_facts(), name="facts")
-            group.create_task(self._follow_inventory(), name="inventory")
-            group.create_task(self._cgroups.watch(), name="cgroups")
+            group.create_task(self._follow_inventory(), name="booking")
             group.create_task(self._send(), name="outbox")
             group.create_task(self._report_for_ever(), name="report")
             group.create_task(self._cut_for_ever(), name="cuts")
@@ -223,7 +223,7 @@ class Probe:
             except asyncio.CancelledError:
                 self._record(self._cutter.cut())
                 raise
-            await self._ports.resolve()
+            await self._inventory.resolve()
             self._record(await self._cut())
             self._report_due.set()
 
@@ -248,6 +248,7 @@ class Probe:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            await self._inventory.resolve()
             try:
                 self._booking.reconcile(discover=False)
             except StoreError as e:
@@ -314,13 +315,7 @@ class Probe:
             await self._report()
 
     async def _report(self) -> None:
-        problems = [
-            *self._problems.values(),
-            self._booking.problem,
-            self._cgroups.problem,
-            self._ports.problem,
-            *(source.problem for source in self._sources),
-        ]
+        problems = [*self._problems.values(), self._booking.problem, *self._inventory.problems]
         report = HostReport(
             host=self._config.host,
             boot=self._meter.boot,

@@ -1,0 +1,206 @@
+"""Everything that is known of the workloads of this host, put together.
+
+What a workload *is* comes from the kernel wherever it can: a container from its cgroup's path, a namespace
+from its name or processes. So its label is bound before its traffic flows, and stays while a daemon is
+away. Daemons add names and facts, and what the kernel cannot tell.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from eastwest.bus.messages import Port
+from eastwest.inventory.cgroups import Cgroups
+from eastwest.inventory.joining import Handle, Joined, join
+from eastwest.inventory.model import Claim, Found, HostPort, Present
+from eastwest.inventory.ports import Link, Ports
+from eastwest.inventory.source import Source
+
+_ANSWER_SECONDS = 3.0
+"""How long the start waits for what the sources say first."""
+
+
+class Inventory:
+    """Ports, cgroups and sources of one scope. `changed` is called when `join` would find something else."""
+
+    def __init__(
+        self,
+        *,
+        scope: Path | None,
+        mount: Path,
+        root: Path,
+        patterns: tuple[str, ...],
+        sources: Sequence[Source],
+        changed: Callable[[], None],
+    ) -> None:
+        self._changed = changed
+        self._links = Ports(scope, self._links_changed)
+        self._cgroups = Cgroups(mount, root, patterns, changed)
+        self._sources = sources
+        self._joined = Joined()
+        self._ports: dict[int, HostPort] = {}
+        self._present: dict[str, Present] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> "Inventory":
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._links)
+            await stack.enter_async_context(self._cgroups)
+            stack.push_async_callback(self._end)
+            self._tasks = [asyncio.create_task(s.run(self._changed), name=s.name) for s in self._sources]
+            await self._first_answers()
+            self._stack = stack.pop_all()
+        self.join()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _first_answers(self) -> None:
+        """Else the start would book to less than is known a moment later."""
+        answers = [asyncio.create_task(source.answered.wait()) for source in self._sources]
+        if answers:
+            _, silent = await asyncio.wait(answers, timeout=_ANSWER_SECONDS)
+            for answer in silent:
+                answer.cancel()
+
+    async def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def watch(self) -> None:
+        """Follow everything; run as a task. Ends only by an error that nobody foresaw."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._links.watch(), name="ports")
+            group.create_task(self._cgroups.watch(), name="cgroups")
+            group.create_task(_first_failure(self._tasks), name="sources")
+
+    def _links_changed(self) -> None:
+        for source in self._sources:
+            source.links_changed()
+        self._changed()
+
+    async def resolve(self) -> None:
+        """Look again at ports whose workload is not known."""
+        await self._links.resolve()
+
+    @property
+    def problems(self) -> list[str]:
+        """What cannot be known now, each with its remedy."""
+        said = [self._cgroups.problem, *(source.problem for source in self._sources)]
+        return [problem for problem in said if problem] + self._joined.problems
+
+    # -- whose is what -------------------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Put together what is known now."""
+        links = self._links.all()
+        alive = _Alive(links.values(), self._cgroups)
+        claims: dict[bool, list[Claim]] = {False: [], True: []}
+        for source in self._sources:
+            # Who is away may be behind: what it said last holds for what the kernel still has.
+            claims[source.hearsay] += (c for c in source.claims if source.problem is None or alive.has(c))
+        self._joined = join(vouched=claims[False], hearsay=claims[True])
+        self._ports = {link.ifindex: port for link in links.values() if (port := self._port(link))}
+        self._present = self._find_present()
+
+    def _port(self, link: Link) -> HostPort | None:
+        joined, heard = self._joined, self._joined.hearsay.get(link.name)
+        owner = joined.owners.get(Handle("device", link.name))
+        if owner is None and link.nsid is not None and (space := link.namespace):
+            owner = joined.owners.get(Handle("namespace", space.cookie)) or self._named(space.owner)
+        elif owner is None and heard and heard.identity and link.nsid is None:
+            owner = joined.workloads.get(heard.identity, heard)
+        if owner is None and link.nsid is None:
+            return None
+        if owner and heard:
+            owner = replace(owner, facts=owner.facts.over(heard.facts))
+        return HostPort(link.ifindex, link.name, link.mac, owner, link.serial)
+
+    def _named(self, found: Found | None) -> Found | None:
+        """What sources know of a workload that the kernel gave away."""
+        if found is None:
+            return None
+        known = self._joined.workloads.get(found.identity)
+        return replace(known, cgroup=known.cgroup or found.cgroup) if known else found
+
+    def _find_present(self) -> dict[str, Present]:
+        present = {identity: Present(found) for identity, found in self._joined.workloads.items()}
+        for found in self._cgroups.workloads().values():
+            present.setdefault(found.identity, Present(found))
+        for port in sorted(self._ports.values(), key=lambda port: port.name):
+            if port.owner is None:
+                continue
+            one = present.setdefault(port.owner.identity, Present(port.owner))
+            one.ports.append(Port(port.name, port.ifindex, port.mac))
+            # Where its ports are on several networks, the first one's is the workload's.
+            one.found = replace(one.found, facts=one.found.facts.over(port.owner.facts))
+        return present
+
+    @property
+    def ports(self) -> dict[int, HostPort]:
+        """ifindex → port of a workload, owner None where it is not known yet."""
+        return self._ports
+
+    @property
+    def present(self) -> dict[str, Present]:
+        """Identity → workload that is there."""
+        return self._present
+
+    # -- cgroups -------------------------------------------------------------------------------------------
+
+    def cgroups(self) -> Iterable[int]:
+        """Every cgroup there is that is a workload, by id."""
+        claimed = {str(handle.key) for handle in self._joined.owners if handle.kind == "cgroup"}
+        return self._cgroups.workloads().keys() | self._cgroups.at(claimed)
+
+    def knows(self, cgroup: int) -> bool:
+        """Whether a cgroup is there, or was removed not long ago."""
+        return self._cgroups.path(cgroup) is not None
+
+    def settled(self, cgroup: int) -> bool:
+        """Whether it has been there so long that a source would have claimed it."""
+        return self._cgroups.settled(cgroup)
+
+    def removed_before(self, moment: float) -> set[int]:
+        """Cgroups removed before `moment` (monotonic seconds); they are forgotten with this."""
+        return self._cgroups.removed_before(moment)
+
+    def owner(self, cgroup: int) -> Found | None:
+        """The nearest workload at or above a cgroup; None: there is none, or the cgroup is not known."""
+        found, path = self._cgroups.owner(cgroup), self._cgroups.path(cgroup)
+        if path is None:
+            return None
+        for one in (path, *map(str, PurePosixPath(path).parents)):
+            if claimed := self._joined.owners.get(Handle("cgroup", one)):
+                return claimed
+            if found and one == found.cgroup:
+                break
+        return self._named(found)
+
+
+class _Alive:
+    """What the kernel has of what sources claim."""
+
+    def __init__(self, links: Iterable[Link], cgroups: Cgroups) -> None:
+        self._devices, self._namespaces = set(), set()
+        for link in links:
+            self._devices.add(link.name)
+            if link.namespace:
+                self._namespaces.add(link.namespace.cookie)
+        self._cgroups = cgroups
+
+    def has(self, claim: Claim) -> bool:
+        return bool(
+            claim.devices & self._devices
+            or claim.netns in self._namespaces
+            or (claim.cgroup and self._cgroups.at({claim.cgroup}))
+        )
+
+
+async def _first_failure(tasks: Iterable[asyncio.Task[None]]) -> None:
+    await asyncio.gather(*tasks)

@@ -1,0 +1,159 @@
+"""Network namespaces: whose one is, told from its name or from the processes in it.
+
+Nothing here keeps a namespace open: a descriptor or socket in it would keep it alive after its owner
+removed it.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from eastwest.errors import KernelError
+from eastwest.inventory.containers import container_of
+from eastwest.inventory.model import Found, readable
+from eastwest.inventory.processes import cgroup_of
+from eastwest.kernel.netns import cookie, host_boot
+
+_NAMED = Path("/run/netns")
+_DOCKER = Path("/run/docker/netns")
+_ENGINE = re.compile(r"(netns|cni)-[0-9a-f]{8}-[0-9a-f-]{27}")
+"""What podman and container network plug-ins call the namespaces that they make."""
+
+_SETTLE_SECONDS = 2.0
+"""An engine makes a namespace first and its container's process after: nobody knows whose it is till then."""
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A namespace as the kernel knows it; owner None: not known yet."""
+
+    cookie: int
+    owner: Found | None
+
+
+class Namespaces:
+    """Looks namespaces up by the number that the scope has for them."""
+
+    def __init__(self, netlink: AsyncIPRoute) -> None:
+        self._netlink = netlink
+        self._paths: dict[int, Path] = {}
+        self._first_seen: dict[int, float] = {}
+
+    async def look(self, nsid: int) -> Namespace | None:
+        """What is known of a namespace now; None where it is gone, or nothing leads to it yet."""
+        path = await self._path(nsid)
+        if path is None:
+            return None
+        try:
+            number = cookie(path)
+        except KernelError:
+            return None  # its last process has just ended
+        first = self._first_seen.setdefault(number, time.monotonic())
+        return Namespace(number, _owner(path, number, time.monotonic() - first > _SETTLE_SECONDS))
+
+    def forget(self, there: set[int]) -> None:
+        """Keep nothing of namespaces but of these, by cookie."""
+        self._first_seen = {number: at for number, at in self._first_seen.items() if number in there}
+
+    async def _path(self, nsid: int) -> Path | None:
+        path = self._paths.get(nsid)
+        if path is None or await self._nsid(path) != nsid:
+            self._paths = {await self._nsid(path): path for path in _named_namespaces()}
+            path = self._paths.get(nsid)
+        if path is None:
+            for path in _process_namespaces():
+                if await self._nsid(path) == nsid:
+                    return path
+            return None
+        return path
+
+    async def _nsid(self, path: Path) -> int:
+        """The scope's number for a namespace, -1 where it has none or the namespace is gone."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return -1
+        try:
+            answer = await self._netlink.get_netnsid(fd=descriptor)
+        except NetlinkError:
+            return -1
+        finally:
+            os.close(descriptor)
+        return -1 if answer["nsid"] in (None, 0xFFFFFFFF) else int(answer["nsid"])
+
+
+def _owner(path: Path, number: int, settled: bool) -> Found | None:
+    """Whose a namespace is, as far as the kernel can tell.
+
+    One that a person named is theirs. An unnamed one goes by its cookie, which is never given twice in one
+    boot of the host; inodes are, at once. The host's own is no workload.
+    """
+    inode = _inode(path)
+    if path.parent == _NAMED and not _ENGINE.fullmatch(path.name):
+        return _named(path)
+    if inode == _inode(Path("/proc/1/ns/net")):
+        return None
+    if container := _container_in(inode):
+        return container
+    if not settled:
+        return None
+    if path.parent == _NAMED:
+        return _named(path)
+    name = f"netns-{number}"
+    return Found(f"netns:{host_boot()}:{name}", "netns", name)
+
+
+def _named(path: Path) -> Found:
+    name = readable(path.name)
+    return Found(f"netns:{name}", "netns", name)
+
+
+def _container_in(inode: int) -> Found | None:
+    """The container whose process was first in a namespace: a pod's members come after its own."""
+    first: tuple[int, str] | None = None
+    for process in _processes():
+        if _inode(process / "ns/net") != inode or not (cgroup := cgroup_of(int(process.name))):
+            continue
+        container, start = container_of(cgroup), _start_time(process)
+        if container and (first is None or start < first[0]):
+            first = start, container
+    return Found(f"container:{first[1]}", "container", first[1][:12]) if first else None
+
+
+def _start_time(process: Path) -> int:
+    """In clock ticks since the boot (proc(5): field 22)."""
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 1 << 62
+
+
+def _named_namespaces() -> list[Path]:
+    return [path for place in (_DOCKER, _NAMED) if place.is_dir() for path in place.iterdir()]
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
+
+
+def _processes() -> Iterator[Path]:
+    return (process for process in Path("/proc").iterdir() if process.name.isdigit())
+
+
+def _process_namespaces() -> Iterator[Path]:
+    """One path for each network namespace that a process is in."""
+    seen = set()
+    for process in _processes():
+        inode = _inode(process / "ns/net")
+        if inode and inode not in seen:
+            seen.add(inode)
+            yield process / "ns/net"
