@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from eastwest.bus.client import Bus
 from eastwest.bus.messages import (
+    EVIDENCE,
     FLOWS,
     HOSTS_BUCKET,
     TOTALS,
     WORKLOADS,
     Cost,
+    Evidence,
     HookCount,
     HostInterface,
     HostReport,
@@ -100,6 +102,9 @@ class FakeProbe:
 
     async def workloads(self, *workloads: Workload) -> None:
         await self.send(WORKLOADS, msgspec.json.encode(list(workloads)))
+
+    async def evidence(self, *packets: Evidence) -> None:
+        await self.send(EVIDENCE, msgspec.json.encode(list(packets)))
 
     async def send(self, subject: str, payload: bytes, sequence: int | None = None) -> int:
         """Publish any payload, with the next sequence or a given one."""

@@ -5,10 +5,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from nats.js import api
 
 from eastwest.bus.client import Bus, BusConfig
 from eastwest.bus.embedded import PROBE_USER, SERVER_USER
-from eastwest.bus.messages import FACTS_BUCKET, HOSTS_BUCKET, LABELS_BUCKET, MAX_MESSAGE_BYTES
+from eastwest.bus.messages import (
+    EVIDENCE,
+    FACTS_BUCKET,
+    FLOWS,
+    HOSTS_BUCKET,
+    LABELS_BUCKET,
+    MAX_MESSAGE_BYTES,
+    STREAM,
+)
 from eastwest.bus.stream import Message, Puller, waiting
 from eastwest.errors import BusError, ConfigError
 from tests.system.bus_server import running, until
@@ -278,3 +287,25 @@ def test_files_of_the_server_are_private_and_stay(tmp_path: Path) -> None:
         before = [(tmp_path / "bus" / name).read_text() for name in files]
         server.files.prepare()
         assert [(tmp_path / "bus" / name).read_text() for name in files] == before
+
+
+def test_an_older_stream_takes_todays_subjects(tmp_path: Path) -> None:
+    """A stream made before evidence was sent: the server widens it, and nothing in it is lost."""
+
+    async def scenario() -> None:
+        with running(tmp_path) as server:
+            async with (
+                Bus(server.files.bus_config(SERVER_USER)) as bus,
+                Bus(server.files.bus_config(PROBE_USER)) as probe,
+            ):
+                client = await bus.connection()
+                await client.jetstream().add_stream(
+                    api.StreamConfig(name=STREAM, subjects=[f"{FLOWS}.>"], allow_direct=True)
+                )
+                await probe.publish(f"{FLOWS}.h", b"1", host="h", boot=1, sequence=1)
+                async with Puller(bus, "test") as puller:
+                    assert [m.payload for m in await puller.fetch(9, 1000, 1)] == [b"1"]
+                    await probe.publish(f"{EVIDENCE}.h", b"2", host="h", boot=1, sequence=2)
+                    assert [m.payload for m in await puller.fetch(9, 1000, 1)] == [b"2"]
+
+    asyncio.run(scenario())

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import httpx
 import msgspec
 import pytest
 
-from eastwest.bus.messages import FACTS_BUCKET, FLOWS, HOSTS_BUCKET, TOTALS, WORKLOADS, Facts
+from eastwest.bus.messages import (
+    EVIDENCE,
+    FACTS_BUCKET,
+    FLOWS,
+    HOSTS_BUCKET,
+    TOTALS,
+    WORKLOADS,
+    Evidence,
+    Facts,
+)
 from eastwest.errors import ConfigError
 from eastwest.manager import models
 from eastwest.manager.manager import Manager, ManagerConfig
@@ -129,6 +139,35 @@ def test_repeats_and_malformed_messages_are_counted_and_lose_nothing_else(tmp_pa
             assert (await s.ledger())[1] == (15, 15, 0, {}, True)
             await s.probe_bus.bucket(HOSTS_BUCKET).put("h", b"{")
             assert await s.get("hosts") == []
+
+    asyncio.run(scenario())
+
+
+def test_evidence_is_stored_once_and_read_on_from_the_last(tmp_path: Path) -> None:
+    """Two packets and, later, one; repeats refused, a malformed message counted, old days dropped."""
+    seen = Evidence(
+        1, 7, "veth0", "egress", "192.0.2.0/24", "10.0.0.1", "192.0.2.9", 1, 2, 6, False, 40, b"E"
+    )
+
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            probe = FakeProbe(s.probe_bus)
+            await probe.evidence(seen, seen)
+            await s.settled(1)
+            first = await s.store.evidence(0)
+            assert [(w.host, w.evidence) for w in first] == [("h", seen), ("h", seen)]
+            later = msgspec.structs.replace(seen, dropped=True)
+            await probe.evidence(later)
+            client = await s.probe_bus.connection()
+            told = {"Ew-Host": "h", "Ew-Boot": "1", "Ew-Sequence": "1"}
+            again = msgspec.json.encode([seen])
+            await client.jetstream().publish(f"{EVIDENCE}.h", again, headers=told)
+            await probe.send(EVIDENCE, b"{")
+            await s.settled(4)
+            assert [w.evidence for w in await s.store.evidence(first[-1].received)] == [later]
+            assert (s.collector.status.repeats, s.collector.status.malformed) == (1, {"json": 1})
+            await s.store.expire(datetime.now(UTC).date() + timedelta(9))
+            assert await s.store.evidence(0) == []
 
     asyncio.run(scenario())
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eastwest.bus.messages import FLOWS, TOTALS, WORKLOADS
+from eastwest.bus.messages import EVIDENCE, FLOWS, TOTALS, WORKLOADS, Evidence
 from eastwest.bus.stream import Message
 from eastwest.collector.decode import REASONS, Malformed, decode
 from eastwest.meter.rows import FLOW_ROW, TOTAL_ROW
@@ -57,8 +57,39 @@ def test_more_suspect_packets_than_packets_are_refused() -> None:
     assert decode(_message(f"{TOTALS}.h", rows.tobytes())).count == 1
 
 
+SEEN = Evidence(
+    1, 7, "veth0", "egress", "192.0.2.0/24", "10.0.0.1", "192.0.2.9", 1, 2, 6, False, 40, bytes(40)
+)
+
+
+def test_evidence_comes_out_as_it_went_in() -> None:
+    """Two packets of one host, the second of a frame that is not IP."""
+    mac = msgspec.structs.replace(SEEN, protocol=0x0806, src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff")
+    batch = decode(_message(f"{EVIDENCE}.h", msgspec.json.encode([SEEN, mac])))
+    assert (batch.kind, batch.count, batch.packets, batch.evidence) == ("evidence", 2, 0, [SEEN, mac])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("time", -1), ("label", 1 << 32), ("port", "p" * 256), ("entry", "e" * 256), ("src", "here"),
+        ("dst", "fe80::1%\x1b"), ("src_port", 65536), ("protocol", -1), ("length", -1),
+        ("packet", bytes(2049)),
+    ],
+)  # fmt: skip
+def test_impossible_evidence_is_refused(field: str, value: object) -> None:
+    """Each field has its bounds: the documents are shown to people and sent on."""
+    with pytest.raises(Malformed) as caught:
+        decode(
+            _message(f"{EVIDENCE}.h", msgspec.json.encode([msgspec.structs.replace(SEEN, **{field: value})]))
+        )
+    assert caught.value.reason == "values"
+
+
 @given(
-    st.sampled_from([f"{FLOWS}.h", f"{TOTALS}.h", f"{WORKLOADS}.h", f"{FLOWS}.", "x", f"{FLOWS}.h.h"]),
+    st.sampled_from(
+        [f"{FLOWS}.h", f"{TOTALS}.h", f"{WORKLOADS}.h", f"{EVIDENCE}.h", f"{FLOWS}.", "x", f"{FLOWS}.h.h"]
+    ),
     st.binary(max_size=400),
     st.dictionaries(st.sampled_from([*HEADERS, "Other"]), st.one_of(TEXT, st.just("1"), st.just("h"))),
 )

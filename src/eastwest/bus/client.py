@@ -25,6 +25,7 @@ from eastwest.bus.background import Background
 from eastwest.bus.bucket import Bucket
 from eastwest.bus.messages import (
     BOOT_HEADER,
+    EVIDENCE,
     FLOWS,
     HOST_HEADER,
     MAX_MESSAGE_BYTES,
@@ -169,20 +170,27 @@ class Bus:
 
     async def create_stream(self, client: Client) -> None:
         """Create the stream of durable messages unless it exists."""
-        await self.create_once(
-            client.jetstream(timeout=self.timeout),
-            api.StreamConfig(
-                name=STREAM,
-                subjects=[f"{FLOWS}.>", f"{TOTALS}.>", f"{WORKLOADS}.>"],
-                # What is in the stream is what is not stored yet; a message goes when it is acknowledged.
-                retention=api.RetentionPolicy.WORK_QUEUE,
-                storage=api.StorageType.FILE,
-                # Full: refuse the new, which the probe still has, rather than drop the old, which nobody has.
-                discard=api.DiscardPolicy.NEW,
-                max_bytes=self._config.stream_max_bytes,
-                max_msg_size=MAX_MESSAGE_BYTES,
-                allow_direct=True,
-            ),
+        await self.create_once(client.jetstream(timeout=self.timeout), self._stream())
+
+    async def widen_stream(self, client: Client) -> None:
+        """Have a stream that an older version made take the subjects of today; only the server may."""
+        jetstream, ours = client.jetstream(timeout=self.timeout), self._stream()
+        there = (await jetstream.stream_info(STREAM)).config
+        if set(ours.subjects or ()) - set(there.subjects or ()):
+            await jetstream.update_stream(there, subjects=ours.subjects)
+
+    def _stream(self) -> api.StreamConfig:
+        return api.StreamConfig(
+            name=STREAM,
+            subjects=[f"{subject}.>" for subject in (FLOWS, TOTALS, WORKLOADS, EVIDENCE)],
+            # What is in the stream is what is not stored yet; a message goes when it is acknowledged.
+            retention=api.RetentionPolicy.WORK_QUEUE,
+            storage=api.StorageType.FILE,
+            # Full: refuse the new, which the probe still has, rather than drop the old, which nobody has.
+            discard=api.DiscardPolicy.NEW,
+            max_bytes=self._config.stream_max_bytes,
+            max_msg_size=MAX_MESSAGE_BYTES,
+            allow_direct=True,
         )
 
     async def create_once(self, jetstream: JetStreamContext, config: api.StreamConfig) -> None:

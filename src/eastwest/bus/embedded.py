@@ -17,6 +17,7 @@ import msgspec
 
 from eastwest.bus.client import BusConfig
 from eastwest.bus.messages import (
+    EVIDENCE,
     FACTS_BUCKET,
     FLOWS,
     HOSTS_BUCKET,
@@ -132,7 +133,7 @@ def _probe_permissions() -> dict[str, object]:
     streams = [f"KV_{bucket}" for bucket in _BUCKETS]
     return {
         "publish": [
-            *(f"{subject}.>" for subject in (FLOWS, TOTALS, WORKLOADS)),
+            *(f"{subject}.>" for subject in (FLOWS, TOTALS, WORKLOADS, EVIDENCE)),
             *(f"$KV.{bucket}.>" for bucket in _PROBE_WRITES),
             *(f"$JS.API.STREAM.{verb}.{s}" for s in (STREAM, *streams) for verb in ("INFO", "CREATE")),
             *(f"$JS.API.STREAM.MSG.GET.{stream}" for stream in streams),

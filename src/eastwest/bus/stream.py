@@ -94,6 +94,7 @@ class Puller:
         if self._ready is client:
             return
         await self._bus.create_stream(client)
+        await self._bus.widen_stream(client)
         await client.jetstream(timeout=self._bus.timeout).add_consumer(
             STREAM,
             api.ConsumerConfig(

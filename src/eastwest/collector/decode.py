@@ -1,8 +1,9 @@
 """From message to batch: everything a message claims is checked before it meets the rows of others."""
 
+import ipaddress
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 
 from eastwest.bus.messages import (
     BOOT_HEADER,
+    EVIDENCE,
     FLOWS,
     HOST_HEADER,
     SEQUENCE_HEADER,
     TOTALS,
     WORKLOADS,
+    Evidence,
     Workload,
 )
 from eastwest.bus.stream import Message
@@ -24,13 +27,18 @@ from eastwest.store.batch import Batch, Kind
 REASONS = ("headers", "subject", "size", "values", "json")
 """Why a message is refused."""
 
-_KINDS: dict[str, Kind] = {FLOWS: "flows", TOTALS: "totals", WORKLOADS: "workloads"}
+_KINDS: dict[str, Kind] = {FLOWS: "flows", TOTALS: "totals", WORKLOADS: "workloads", EVIDENCE: "evidence"}
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,126}")
 _NUMBER = re.compile(r"[0-9]{1,20}")
 # Far above what a link carries between two drains or in a life; far below where sums of many overflow.
 _MAX_COUNT = 1 << 52
 _MAX_TIME = 1 << 63
 _MAX_LABEL = (1 << 32) - 1
+_MAX_NAME = 255
+_MAX_PACKET = 2048
+_MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
+
+T = TypeVar("T")
 
 
 class Malformed(Exception):
@@ -52,7 +60,12 @@ def decode(message: Message) -> Batch:
         raise Malformed("subject", f"{message.subject} does not belong to host {host}")
     kind = _KINDS[subject]
     if kind == "workloads":
-        return Batch(host, boot, sequence, kind, workloads=_workloads(message.payload))
+        return Batch(
+            host, boot, sequence, kind, workloads=_documents(message.payload, Workload, _sane_workload)
+        )
+    if kind == "evidence":
+        evidence = _documents(message.payload, Evidence, _sane_evidence)
+        return Batch(host, boot, sequence, kind, evidence=evidence)
     row, sane = (FLOW_ROW, _sane_flows) if kind == "flows" else (TOTAL_ROW, _sane_totals)
     return Batch(host, boot, sequence, kind, rows=_rows(message.payload, row, sane))
 
@@ -99,14 +112,14 @@ def _sane_totals(rows: NDArray[Any]) -> bool:
     )
 
 
-def _workloads(payload: bytes) -> list[Workload]:
+def _documents(payload: bytes, kind: type[T], sane: Callable[[T], bool]) -> list[T]:
     try:
-        workloads = msgspec.json.decode(payload, type=list[Workload])
+        documents: list[T] = msgspec.json.decode(payload, type=list[kind])  # type: ignore[valid-type]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Malformed("json", str(error)) from error
-    if not all(_sane_workload(workload) for workload in workloads):
+    if not all(map(sane, documents)):
         raise Malformed("values", "impossible values")
-    return workloads
+    return documents
 
 
 def _sane_workload(workload: Workload) -> bool:
@@ -117,3 +130,24 @@ def _sane_workload(workload: Workload) -> bool:
         and 0 <= workload.first_seen < _MAX_TIME
         and 0 <= workload.last_seen < _MAX_TIME
     )
+
+
+def _sane_evidence(seen: Evidence) -> bool:
+    return (
+        0 <= seen.time < _MAX_TIME
+        and 0 <= seen.label <= _MAX_LABEL
+        and max(len(seen.port), len(seen.entry)) <= _MAX_NAME
+        and _is_address(seen.src)
+        and _is_address(seen.dst)
+        and all(0 <= n < 1 << 16 for n in (seen.src_port, seen.dst_port, seen.protocol))
+        and 0 <= seen.length < _MAX_COUNT
+        and len(seen.packet) <= _MAX_PACKET
+    )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        # An interface's name behind an IPv6 address may hold anything.
+        return "%" not in text and bool(ipaddress.ip_address(text))
+    except ValueError:
+        return _MAC.fullmatch(text) is not None

@@ -7,14 +7,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from eastwest.bus.messages import Workload
+from eastwest.bus.messages import Evidence, Workload
 
-Kind = Literal["flows", "totals", "workloads"]
+Kind = Literal["flows", "totals", "workloads", "evidence"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One message: its number, and its rows (FLOW_ROW or TOTAL_ROW array) or its workloads."""
+    """One message: its number, and its rows (FLOW_ROW or TOTAL_ROW array), workloads or evidence."""
 
     host: str
     boot: int
@@ -22,6 +22,7 @@ class Batch:
     kind: Kind
     rows: NDArray[Any] | None = None
     workloads: list[Workload] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
 
     @property
     def number(self) -> tuple[str, int, int]:
@@ -29,7 +30,7 @@ class Batch:
 
     @property
     def count(self) -> int:
-        return len(self.workloads) if self.rows is None else len(self.rows)
+        return len(self.workloads) + len(self.evidence) if self.rows is None else len(self.rows)
 
     @property
     def packets(self) -> int:

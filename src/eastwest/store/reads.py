@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from eastwest.bus.messages import Workload
+from eastwest.bus.messages import Evidence, Workload
 from eastwest.meter.rows import LOSSES, TOTAL_ROW
 from eastwest.store.engine import Database
 from eastwest.store.schema import DATABASE
@@ -41,6 +41,15 @@ class Minute:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Witnessed:
+    """A packet of suspect traffic, the host that saw it, and when this store got it (unix ns)."""
+
+    host: str
+    received: int
+    evidence: Evidence
+
+
 @dataclass
 class Totals:
     """The accounts of one boot as stored: label → packets seen, label → place → packets lost."""
@@ -72,6 +81,25 @@ def workloads(database: Database) -> list[Workload]:
         """
     )
     return [msgspec.json.decode(document, type=Workload) for (document,) in rows]
+
+
+def evidence(database: Database, since: int, limit: int) -> list[Witnessed]:
+    """What was received later than `since` (unix ns), the oldest first, at most `limit`.
+
+    By the time of receiving, so that who asks again with the last one misses nothing that came late.
+    """
+    rows = database.query(
+        f"""
+        SELECT host, toUnixTimestamp64Nano(received), document FROM {DATABASE}.evidence FINAL
+        WHERE received > fromUnixTimestamp64Nano({{since:Int64}}, 'UTC')
+        ORDER BY received, boot, sequence, place LIMIT {{limit:UInt32}} WITH TIES
+        """,
+        {"since": since, "limit": limit},
+    )
+    return [
+        Witnessed(str(host), int(received), msgspec.json.decode(document, type=Evidence))
+        for host, received, document in rows
+    ]
 
 
 def label_totals(database: Database) -> list[LabelTotal]:

@@ -18,9 +18,10 @@ def expire(database: Database, today: date, flow_days: int, minute_days: int) ->
         if day not in done:
             _count(database, day)
         _drop(database, "flows", day)
-    for day in _days(database, "flows_1m"):
-        if day < _yyyymmdd(today - timedelta(minute_days)):
-            _drop(database, "flows_1m", day)
+    for table, days in (("flows_1m", minute_days), ("evidence", flow_days)):
+        for day in _days(database, table):
+            if day < _yyyymmdd(today - timedelta(days)):
+                _drop(database, table, day)
     return gone
 
 

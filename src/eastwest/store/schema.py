@@ -4,6 +4,7 @@ flows      one row per flow and drain; what `stored` in the ledger counts
 flows_1m   the same by minute, kept longer
 totals     the accounts of the probes, the latest state of each
 workloads  the latest document of each label, per host that had it
+evidence   first packets of suspect traffic, kept as long as flows
 batches    the number of every message ever stored, so that a repeat is refused however late it comes
 expired    packets of the days of `flows` that were dropped, counted before the drop
 """
@@ -120,6 +121,11 @@ def statements() -> list[str]:
         f"""CREATE TABLE IF NOT EXISTS {DATABASE}.workloads (
                 label UInt32, host LowCardinality(String), present Bool, version UInt64, document String
             ) ENGINE = ReplacingMergeTree(version) ORDER BY (label, host)""",
+        f"""CREATE TABLE IF NOT EXISTS {DATABASE}.evidence (
+                host LowCardinality(String), boot UInt64, sequence UInt64, place UInt32,
+                received DateTime64(9, 'UTC'), document String CODEC(ZSTD(1))
+            ) ENGINE = ReplacingMergeTree PARTITION BY toYYYYMMDD(received)
+            ORDER BY (host, boot, sequence, place)""",
         f"""CREATE TABLE IF NOT EXISTS {DATABASE}.batches (
                 host LowCardinality(String), boot UInt64, sequence UInt64 CODEC(Delta, ZSTD(1)),
                 kind LowCardinality(String), rows UInt32, packets UInt64,

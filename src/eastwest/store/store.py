@@ -16,12 +16,13 @@ from eastwest.errors import ConfigError, StoreError
 from eastwest.store import reads, retention, writes
 from eastwest.store.batch import Batch
 from eastwest.store.engine import Engine
-from eastwest.store.reads import Account, LabelTotal, Minute, Stored, Totals
+from eastwest.store.reads import Account, LabelTotal, Minute, Stored, Totals, Witnessed
 from eastwest.store.writes import Clock, Written
 
 log = logging.getLogger(__name__)
 
 _RETENTION_SECONDS = 3600
+_EVIDENCE_LIMIT = 10_000
 
 
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -82,6 +83,10 @@ class Store:
     async def workloads(self) -> list[Workload]:
         """The latest document of every label."""
         return await self._engine.run(reads.workloads)
+
+    async def evidence(self, since: int, limit: int = _EVIDENCE_LIMIT) -> list[Witnessed]:
+        """First packets of suspect traffic received later than `since` (unix ns), the oldest first."""
+        return await self._engine.run(reads.evidence, since, limit)
 
     async def label_totals(self) -> list[LabelTotal]:
         """The counters of every label, summed over hosts and boots."""

@@ -2,7 +2,7 @@
 
 Rows go first and the message's number last. A crash between the two leaves rows without a number: an insert
 of flows is one part, so either all rows of its messages are there or none, and `reconcile` adds the numbers.
-Totals and workloads are replaced by key, so writing them twice is harmless.
+Totals, workloads and evidence are replaced by key, so writing them twice is harmless.
 """
 
 import time
@@ -19,6 +19,7 @@ from eastwest.store.schema import DATABASE, FLOWS, TOTALS, statements
 
 _BATCHES = ("host", "boot", "sequence", "kind", "rows", "packets", "stored_at")
 _WORKLOADS = ("label", "host", "present", "version", "document")
+_EVIDENCE = ("host", "boot", "sequence", "place", "received", "document")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def write(database: Database, batches: Sequence[Batch], clock: Clock) -> Written
         database.insert(f"{DATABASE}.totals", list(TOTALS), rows)
     if rows := _workloads(fresh, now):
         database.insert(f"{DATABASE}.workloads", _WORKLOADS, rows)
+    if rows := _evidence(fresh, now):
+        database.insert(f"{DATABASE}.evidence", _EVIDENCE, rows)
     if fresh:
         database.insert(f"{DATABASE}.batches", _BATCHES, _numbers(fresh, seconds))
     return Written(
@@ -137,6 +140,19 @@ def _workloads(batches: Sequence[Batch], now: int) -> bytes:
         + _integers("<u8", now + order)
         + _string(msgspec.json.encode(workload))
         for order, workload in enumerate(documents)
+    )
+
+
+def _evidence(batches: Sequence[Batch], now: int) -> bytes:
+    # Packets are few: the kernel limits how many it samples.
+    return b"".join(
+        _string(batch.host.encode())
+        + _integers("<u8", batch.boot, batch.sequence)
+        + _integers("<u4", place)
+        + _integers("<i8", now)
+        + _string(msgspec.json.encode(evidence))
+        for batch in batches
+        for place, evidence in enumerate(batch.evidence)
     )
 
 
