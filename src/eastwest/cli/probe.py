@@ -28,6 +28,6 @@ async def _probe(settings: config.ProbeSettings) -> None:
 
     async with (
         Bus(settings.bus) as bus,
-        Probe(settings.probe, settings.rule, bus, sources(settings.inventory)) as probe,
+        Probe(settings.probe, settings.rule, bus, sources(settings.inventory, settings.probe)) as probe,
     ):
         await probe.run()

@@ -1,9 +1,21 @@
 """The sources of workloads that a probe asks."""
 
 from eastwest.inventory.config import InventoryConfig
+from eastwest.inventory.scope import Scope
 from eastwest.inventory.source import Source
+from eastwest.meter.check import cgroup_mount
+from eastwest.meter.config import MeterConfig
 
 
-def sources(config: InventoryConfig) -> list[Source]:
-    """One of each that the settings do not switch off."""
+def sources(config: InventoryConfig, meter: MeterConfig) -> list[Source]:
+    """One of each that the settings do not switch off. Raises ConfigError."""
+    _ = config, scope_of(meter)
     return []
+
+
+def scope_of(config: MeterConfig) -> Scope:
+    """What the probe meters. Raises ConfigError where cgroup v2 is not mounted."""
+    mount = cgroup_mount()
+    root = config.cgroup_root or mount
+    below = root.relative_to(mount) if root.is_relative_to(mount) else root
+    return Scope(config.netns, str("/" / below))

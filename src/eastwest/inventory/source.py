@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
@@ -26,7 +27,10 @@ class Source(ABC):
         self.hearsay = False
         """Whether it knows workloads only by what it was told of their interfaces."""
         self.problem: str | None = None
-        """Why it says nothing now, with the remedy. An absent daemon that nobody asked for is no problem."""
+        """Why it says nothing now, or what of its words cannot be used, with the remedy.
+
+        An absent daemon that nobody asked for is no problem.
+        """
 
         self.answered = asyncio.Event()
         """Set once it has said all its claims, or is known to be silent."""
@@ -44,13 +48,19 @@ class Source(ABC):
         self._changed = changed
         pause = _FIRST_PAUSE
         while True:
+            begun = time.monotonic()
             try:
                 await self._follow()
                 self._answer(False)
+                failed = False
             except InventoryError as e:
-                pause = _FIRST_PAUSE if self.problem is None else min(pause * 2, _LONGEST_PAUSE)
+                failed = True
                 self._silent(str(e))
+            # One that answers and fails at once, again and again, is asked as rarely as one that is away.
+            well = not failed or time.monotonic() - begun > _LONGEST_PAUSE
+            pause = _FIRST_PAUSE if well else pause
             await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
 
     def links_changed(self) -> None:  # noqa: B027 (most do not care)
         """Interfaces came, went or changed: whoever holds them may be looked up again."""
@@ -59,20 +69,27 @@ class Source(ABC):
     async def _follow(self) -> None:
         """Say what there is and follow it. InventoryError: silent. Returns: not installed."""
 
-    def _say(self, claims: dict[str, Claim]) -> None:
-        """Replace all claims, by whatever key the source knows a workload by; it is well."""
-        if self.problem:
-            log.info("%s: answers again", self.name)
-        self.problem = None
+    def _say(self, claims: dict[str, Claim], refused: str | None = None) -> None:
+        """Replace all claims, by whatever key the source knows a workload by; it is well.
+
+        `refused`: what of its words cannot be used, with the remedy.
+        """
+        if self.problem and not refused:
+            log.info("%s: all is well again", self.name)
+        self._name(refused)
         fresh = claims != self._claims
         self._claims = claims
         self._answer(fresh)
 
     def _silent(self, problem: str) -> None:
-        if problem != self.problem:
-            log.warning("%s: %s", self.name, problem)
-        self.problem = f"{self.name}: {problem}"
+        self._name(problem)
         self._answer(False)
+
+    def _name(self, problem: str | None) -> None:
+        named = f"{self.name}: {problem}" if problem else None
+        if named and named != self.problem:
+            log.warning("%s", named)
+        self.problem = named
 
     def _answer(self, fresh: bool) -> None:
         if fresh or not self.answered.is_set():
