@@ -12,6 +12,8 @@ from eastwest.bus.client import Bus
 from eastwest.bus.embedded import PROBE_USER, SERVER_USER
 from eastwest.bus.stream import waiting
 from eastwest.collector.collector import Collector, CollectorConfig
+from eastwest.export.config import ExportConfig
+from eastwest.export.metrics import Metrics
 from eastwest.manager.manager import Manager, ManagerConfig
 from eastwest.store.store import Store, StoreConfig
 from tests.system.bus_server import RunningServer, running, until
@@ -60,7 +62,10 @@ class Site:
 
 
 @asynccontextmanager
-async def site(directory: Path, collecting: bool = True) -> AsyncIterator[Site]:
+async def site(
+    directory: Path, collecting: bool = True, export: ExportConfig | None = None
+) -> AsyncIterator[Site]:
+    export = export or ExportConfig()
     with running(directory / "bus") as nats:
         async with (
             Bus(nats.files.bus_config(PROBE_USER)) as probe_bus,
@@ -68,9 +73,11 @@ async def site(directory: Path, collecting: bool = True) -> AsyncIterator[Site]:
             Store(StoreConfig(path=directory / "store")) as store,
         ):
             collector = Collector(CollectorConfig(), bus, store)
-            manager = Manager(ManagerConfig(listen="127.0.0.1:0"), bus, store, lambda: collector.status)
+            metrics = Metrics(export.prometheus, bus, store, lambda: collector.status)
+            config = ManagerConfig(listen="127.0.0.1:0")
+            manager = Manager(config, bus, store, lambda: collector.status, metrics.page)
             if collecting:
                 await collector.__aenter__()
-            async with manager, httpx.AsyncClient(base_url=manager.url, trust_env=False) as api:
+            async with metrics, manager, httpx.AsyncClient(base_url=manager.url, trust_env=False) as api:
                 yield Site(nats, probe_bus, bus, store, collector, api)
             await collector.__aexit__(None, None, None)

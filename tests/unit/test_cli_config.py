@@ -105,6 +105,10 @@ def test_probe_reads_its_sections_only(file: Path) -> None:
         ("[probe]\nhots = 1", "there is no setting 'probe.hots'; did you mean 'host'?"),
         ("[prob]\n", "there is no setting 'prob'; did you mean 'probe'?"),
         ("[[rule]]\nmatch = ''\nklass = 'x'", "there is no setting 'rule[0].klass'; did you mean 'class'?"),
+        (
+            "[export.prometheus]\nper_lable = true",
+            "there is no setting 'export.prometheus.per_lable'; did you mean 'per_label'?",
+        ),
         ("[server]\nlisten = 8470", "server.listen: expected 'str', got 'int'; correct server.listen"),
         ("[probe]\naccounts = '5'", "probe.accounts: expected 'int', got 'str'; correct probe.accounts"),
         ("[probe]\nstate_dir = 5", "probe.state_dir: expected a path; correct probe.state_dir"),
@@ -119,7 +123,7 @@ def test_mistakes_name_file_and_key(tmp_path: Path, content: str, said: str) -> 
 
 def test_unknown_key_far_from_all(tmp_path: Path) -> None:
     """Where nothing is near, the known keys are listed."""
-    known = "known here: bus, collector, inventory, probe, rule, server, store"
+    known = "known here: bus, collector, export, inventory, probe, rule, server, store"
     assert known in refusal(tmp_path / "e", "xyzzy = 1")
 
 

@@ -17,7 +17,7 @@ OWN_SQL = {"probe/journal.py"}
 """The probe's own notes, in a file that nobody else opens: not the store's tables."""
 
 C_MODULES = {"cffi", "ctypes", "eastwest.kernel._libbpf"}
-COMPONENTS = {"Bus", "Store", "Collector", "Manager", "Probe"}
+COMPONENTS = {"Bus", "Store", "Collector", "Manager", "Probe", "Metrics"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 
 
@@ -79,8 +79,14 @@ def test_errors_import_nothing() -> None:
 def test_probe_and_manager_meet_on_the_bus_only() -> None:
     """Neither imports the other; nor does one reach the other's machinery through a third."""
     assert offenders("probe", {"manager", "collector", "store"}) == []
-    for room in ("manager", "collector", "store"):
+    for room in ("manager", "collector", "store", "export"):
         assert offenders(room, {"probe", "kernel", "inventory"}) == []
+
+
+def test_nothing_waits_for_what_is_exported() -> None:
+    """Numbers go out from what is there; nobody who makes them knows of it."""
+    users = {package(path) for path in FILES if "export" in rooms(path)}
+    assert users <= {"export", "cli"}
 
 
 def test_nobody_imports_cli() -> None:

@@ -107,6 +107,25 @@ class Puller:
         self._ready = client
 
 
+@dataclass(frozen=True)
+class Depth:
+    """What is in the stream: sent by probes, not stored yet."""
+
+    messages: int
+    bytes: int
+
+
+async def depth(bus: Bus) -> Depth:
+    """How much waits in the stream. Raises BusError."""
+
+    async def ask(client: Client) -> Depth:
+        await bus.create_stream(client)
+        state = (await client.jetstream(timeout=bus.timeout).stream_info(STREAM)).state
+        return Depth(state.messages, state.bytes)
+
+    return await bus.call("measure the stream", ask)
+
+
 async def waiting(bus: Bus) -> AsyncIterator[Message]:
     """Every message that is in the stream now, oldest first, left where it is. Raises BusError.
 

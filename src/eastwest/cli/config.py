@@ -39,6 +39,7 @@ class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     server: Document = msgspec.field(default_factory=dict)
     collector: Document = msgspec.field(default_factory=dict)
     store: Document = msgspec.field(default_factory=dict)
+    export: Document = msgspec.field(default_factory=dict)
 
 
 def load(
@@ -119,12 +120,10 @@ def _explain(kind: type[msgspec.Struct], message: str) -> tuple[str, str]:
 
 
 def _keys(kind: type[msgspec.Struct], path: str) -> list[str]:
-    """Keys that the section at `path` (probe, rule[...]) knows; of the whole where there is no path."""
-    section = re.split(r"[.\[]", path)[0]
-    for field in msgspec.structs.fields(kind):
-        if field.encode_name == section:
-            kind = get_args(field.type)[0] if get_origin(field.type) is list else field.type
-            break
-    if isinstance(kind, types.GenericAlias):
-        return []
+    """Keys that the section at `path` (probe, rule[0], export.prometheus) knows; without it, all of them."""
+    for section in re.sub(r"\[[^]]*\]", "", path).split(".") if path else ():
+        found = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}[section]
+        kind = get_args(found)[0] if get_origin(found) is list else found
+        if isinstance(kind, types.GenericAlias):
+            return []
     return [field.encode_name for field in msgspec.structs.fields(kind)]

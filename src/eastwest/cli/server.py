@@ -38,6 +38,7 @@ def load(config_file: Path | None, state_dir: Path | None, listen: str | None) -
 async def _server(settings: "Settings") -> None:
     from eastwest.bus.client import Bus
     from eastwest.collector.collector import Collector
+    from eastwest.export.metrics import Metrics
     from eastwest.manager.manager import Manager
     from eastwest.store.store import Store
 
@@ -45,6 +46,7 @@ async def _server(settings: "Settings") -> None:
         Bus(settings.bus) as bus,
         Store(settings.store) as store,
         Collector(settings.collector, bus, store) as collector,
-        Manager(settings.server, bus, store, lambda: collector.status),
+        Metrics(settings.export.prometheus, bus, store, lambda: collector.status) as metrics,
+        Manager(settings.server, bus, store, lambda: collector.status, metrics.page),
     ):
         await role.told()

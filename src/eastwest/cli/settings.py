@@ -4,6 +4,7 @@ import msgspec
 
 from eastwest.bus.client import BusConfig
 from eastwest.collector.collector import CollectorConfig
+from eastwest.export.config import ExportConfig
 from eastwest.inventory.config import InventoryConfig
 from eastwest.labels.rules import Rule
 from eastwest.manager.manager import ManagerConfig
@@ -21,3 +22,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     server: ManagerConfig = msgspec.field(default_factory=ManagerConfig)
     collector: CollectorConfig = msgspec.field(default_factory=CollectorConfig)
     store: StoreConfig = msgspec.field(default_factory=StoreConfig)
+    export: ExportConfig = msgspec.field(default_factory=ExportConfig)

@@ -25,7 +25,8 @@ def _is_plain(value: Any) -> bool:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in value.items()) + "}"
+        said = {k: v for k, v in value.items() if v is not None}
+        return "{" + ", ".join(f"{json.dumps(k)} = {_value(v)}" for k, v in said.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_value, value)) + "]"
     if isinstance(value, str):

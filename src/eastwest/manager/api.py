@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
@@ -21,6 +21,9 @@ _STATUS: tuple[tuple[type[EastwestError], int], ...] = (
 _LIMIT = 10_000
 _MAX_LIMIT = 1_000_000
 _MAX_NAME = 255
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""https://prometheus.io/docs/instrumenting/exposition_formats"""
 
 
 class NoQuery(BaseModel):
@@ -70,6 +73,7 @@ def create_app(backend: Backend) -> FastAPI:
     _add_lists(app, backend)
     _add_flows(app, backend)
     _add_facts(app, backend)
+    _add_metrics(app, backend)
     app.add_exception_handler(EastwestError, _refuse)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -131,6 +135,17 @@ def _add_facts(app: FastAPI, backend: Backend) -> None:
     ) -> models.LabelFacts:
         """Say something of a workload, given by its name or label number; answers all that is said of it."""
         return await backend.set_facts(name, facts)
+
+
+def _add_metrics(app: FastAPI, backend: Backend) -> None:
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses={404: {"model": models.Error}},
+    )
+    async def metrics(query: Annotated[NoQuery, Query()]) -> Response:
+        """Figures for Prometheus; every name is explained on the page itself."""
+        return Response(await backend.metrics(), media_type=METRICS_TYPE)
 
 
 def error(status: int, what: str, remedy: str) -> JSONResponse:

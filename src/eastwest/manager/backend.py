@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,24 +13,33 @@ from eastwest.bus import messages
 from eastwest.bus.client import Bus
 from eastwest.bus.messages import FACTS_BUCKET
 from eastwest.collector.collector import CollectorStatus
-from eastwest.errors import BusError
+from eastwest.errors import BusError, NotFoundError
 from eastwest.manager import ledger, models, times, views
-from eastwest.manager.fleet import Fleet
+from eastwest.manager.fleet import Fleet, Member
 from eastwest.store.store import Store
 
 _ATTEMPTS = 10
+
+Page = Callable[[Sequence[Member]], Awaitable[bytes]]
+"""Writes the page that Prometheus reads, given the fleet."""
 
 
 class Backend:
     """The manager's knowledge. Every question raises StoreError, and those that need the bus BusError."""
 
     def __init__(
-        self, bus: Bus, store: Store, fleet: Fleet, collector: Callable[[], CollectorStatus] | None
+        self,
+        bus: Bus,
+        store: Store,
+        fleet: Fleet,
+        collector: Callable[[], CollectorStatus] | None,
+        page: Page | None,
     ) -> None:
         self._bus = bus
         self._store = store
         self._fleet = fleet
         self._collector = collector
+        self._page = page
         self._cost = OwnCost()
         # A ledger reads the whole stream: one at a time.
         self._ledger = asyncio.Lock()
@@ -88,6 +97,12 @@ class Backend:
             collector=done,
             server=self._cost.now(),
         )
+
+    async def metrics(self) -> bytes:
+        """The page that Prometheus reads. Raises NotFoundError where this server has none."""
+        if self._page is None:
+            raise NotFoundError("this server has no metrics", "ask the one that stores")
+        return await self._page(self._fleet.members)
 
     async def _selected(self, selector: str | None) -> Sequence[int] | None:
         return None if selector is None else views.selected(selector, await self._store.workloads())

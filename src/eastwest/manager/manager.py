@@ -17,7 +17,7 @@ from eastwest.bus.client import Bus
 from eastwest.collector.collector import CollectorStatus
 from eastwest.errors import ConfigError
 from eastwest.manager.api import create_app
-from eastwest.manager.backend import Backend
+from eastwest.manager.backend import Backend, Page
 from eastwest.manager.fleet import Fleet
 from eastwest.manager.guard import Guard
 from eastwest.store.store import Store
@@ -44,7 +44,8 @@ class _Server(uvicorn.Server):
 
 
 class Manager:
-    """Answers HTTP while it is entered. `collector`: the status of the one in this process, if any."""
+    """Answers HTTP while it is entered. `collector`: the status of the one in this process, if any; `page`:
+    writes /metrics."""
 
     def __init__(
         self,
@@ -52,11 +53,12 @@ class Manager:
         bus: Bus,
         store: Store,
         collector: Callable[[], CollectorStatus] | None = None,
+        page: Page | None = None,
     ) -> None:
         self._address = _parse(config.listen)
         self._config = config
         self._fleet = Fleet(bus)
-        self._backend = Backend(bus, store, self._fleet, collector)
+        self._backend = Backend(bus, store, self._fleet, collector, page)
         self._socket: socket.socket | None = None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None

@@ -16,6 +16,7 @@ Account = tuple[str, int]
 NEVER = 2**64 - 1
 """A cut that leaves nothing out."""
 
+_IDENTITY = ("name", "tenant", "service", "host")
 COUNTERS = tuple(name for name in TOTAL_ROW.names or () if name.endswith(("_packets", "_bytes")))
 
 
@@ -27,6 +28,18 @@ class LabelTotal:
     counters: Mapping[str, int]
     first_seen: int
     last_seen: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A label's counters, all hosts and boots, and whose they are; texts are empty where not known."""
+
+    label: int
+    name: str
+    tenant: str
+    service: str
+    host: str
+    counters: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,27 @@ def label_totals(database: Database) -> list[LabelTotal]:
     return [
         LabelTotal(int(label), dict(zip(COUNTERS, map(int, counts), strict=True)), int(first), int(last))
         for label, first, last, *counts in rows
+    ]
+
+
+def figures(database: Database) -> list[Figures]:
+    """Every label's counters, and whose they are, in one statement."""
+    sums = ", ".join(f"sum(t.{name})" for name in COUNTERS)
+    told = ", ".join(f"JSONExtractString(document, '{name}') AS {name}" for name in _IDENTITY)
+    rows = database.query(
+        f"""
+        SELECT label, {", ".join(f"any(w.{name})" for name in _IDENTITY)}, {sums}
+        FROM {DATABASE}.totals AS t FINAL
+        LEFT JOIN (
+            SELECT label, {told} FROM {DATABASE}.workloads FINAL
+            ORDER BY label, present DESC, version DESC LIMIT 1 BY label
+        ) AS w USING (label)
+        GROUP BY label
+        """
+    )
+    return [
+        Figures(int(label), name, tenant, service, host, dict(zip(COUNTERS, map(int, counts), strict=True)))
+        for label, name, tenant, service, host, *counts in rows
     ]
 
 

@@ -16,7 +16,7 @@ from eastwest.errors import ConfigError, StoreError
 from eastwest.store import reads, retention, writes
 from eastwest.store.batch import Batch
 from eastwest.store.engine import Engine
-from eastwest.store.reads import Account, LabelTotal, Minute, Stored, Totals, Witnessed
+from eastwest.store.reads import Account, Figures, LabelTotal, Minute, Stored, Totals, Witnessed
 from eastwest.store.writes import Clock, Written
 
 log = logging.getLogger(__name__)
@@ -91,6 +91,10 @@ class Store:
     async def label_totals(self) -> list[LabelTotal]:
         """The counters of every label, summed over hosts and boots."""
         return await self._engine.run(reads.label_totals)
+
+    async def figures(self) -> list[Figures]:
+        """The counters of every label, and whose they are."""
+        return await self._engine.run(reads.figures)
 
     async def flows(self, labels: Sequence[int] | None, since: int, until: int, limit: int) -> bytes:
         """Flows active between two times (unix ns), latest first, as a JSON list; labels None: of all."""

@@ -1,0 +1,1 @@
+"""Numbers out: metrics for Prometheus, flow records for IPFIX collectors."""
