@@ -41,6 +41,7 @@ class Inventory:
         self._sources = sources
         self._joined = Joined()
         self._ports: dict[int, HostPort] = {}
+        self._gone: dict[int, Found] = {}
         self._present: dict[str, Present] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
@@ -106,6 +107,8 @@ class Inventory:
             claims[source.hearsay] += (c for c in source.claims if source.problem is None or alive.has(c))
         self._joined = join(vouched=claims[False], hearsay=claims[True])
         self._ports = {link.ifindex: port for link in links.values() if (port := self._port(link))}
+        gone = {link.serial: self._port(link) for link in self._links.gone()}
+        self._gone = {serial: port.owner for serial, port in gone.items() if port and port.owner}
         self._present = self._find_present()
 
     def _port(self, link: Link) -> HostPort | None:
@@ -145,6 +148,10 @@ class Inventory:
     def ports(self) -> dict[int, HostPort]:
         """ifindex → port of a workload, owner None where it is not known yet."""
         return self._ports
+
+    def gone_owner(self, serial: int | None) -> Found | None:
+        """Whose a port was that went not long ago, by the interface's serial."""
+        return self._gone.get(serial or 0)
 
     @property
     def present(self) -> dict[str, Present]:

@@ -1,6 +1,7 @@
 """Interfaces of the host, as netlink tells of them: those that may be the host's end of a workload's."""
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from eastwest.inventory.namespaces import Namespace, Namespaces
 from eastwest.kernel.netns import route_socket
 
 log = logging.getLogger(__name__)
+
+_GONE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Ports:
         self._scope = scope
         self._changed = changed
         self._links: dict[int, Link] = {}
+        self._gone: dict[int, tuple[Link, float]] = {}
         self._serial = 0
         self._stack = AsyncExitStack()
 
@@ -58,6 +62,16 @@ class Ports:
         """ifindex → interface."""
         return dict(self._links)
 
+    def gone(self) -> list[Link]:
+        """Interfaces that went not long ago, as they were: what they counted may still wait for its owner."""
+        return [link for link, _ in self._gone.values()]
+
+    def _remove(self, ifindex: int) -> bool:
+        link = self._links.pop(ifindex, None)
+        if link:
+            self._gone[link.serial] = link, time.monotonic()
+        return link is not None
+
     async def scan(self) -> None:
         """Read every link: at the start, and again where netlink lost events."""
         seen = set()
@@ -65,7 +79,7 @@ class Ports:
             seen.add(link["index"])
             await self._link(link)
         for gone in self._links.keys() - seen:
-            del self._links[gone]
+            self._remove(gone)
         self._changed()
 
     async def watch(self) -> None:
@@ -74,7 +88,7 @@ class Ports:
             try:
                 async for message in self._events.get():
                     if message["event"] == "RTM_DELLINK":
-                        if self._links.pop(message["index"], None):
+                        if self._remove(message["index"]):
                             self._changed()
                     elif message["event"] == "RTM_NEWLINK" and await self._link(message):
                         self._changed()
@@ -101,26 +115,21 @@ class Ports:
             self._serial += 1
         serial = old.serial if old else self._serial
         namespace = old.namespace if old and old.nsid == link.nsid else None
-        self._links[ifindex] = replace(link, serial=serial, namespace=namespace)
         if link.nsid is not None and namespace is None:
-            await self._look(ifindex)
+            # Before anything is counted: a namespace may be gone as soon as its first packets are sent.
+            namespace = await self._namespaces.look(link.nsid)
+        self._links[ifindex] = replace(link, serial=serial, namespace=namespace)
         return True
 
     async def resolve(self) -> None:
         """Look again for the owners of namespaces that were not known: a name or process may come late."""
         for ifindex, link in list(self._links.items()):
             if link.nsid is not None and (link.namespace is None or link.namespace.owner is None):
-                before = link.namespace
-                await self._look(ifindex)
-                now = self._links.get(ifindex)
-                if now and now.namespace != before:
+                namespace = await self._namespaces.look(link.nsid)
+                # Meanwhile the link may have gone, or become another.
+                if namespace != link.namespace and self._links.get(ifindex) is link:
+                    self._links[ifindex] = replace(link, namespace=namespace)
                     self._changed()
+        old = time.monotonic() - _GONE_SECONDS
+        self._gone = {serial: (link, at) for serial, (link, at) in self._gone.items() if at > old}
         self._namespaces.forget({one.namespace.cookie for one in self._links.values() if one.namespace})
-
-    async def _look(self, ifindex: int) -> None:
-        link = self._links[ifindex]
-        assert link.nsid is not None
-        namespace = await self._namespaces.look(link.nsid)
-        # Meanwhile the link may have gone, or become another.
-        if self._links.get(ifindex) is link:
-            self._links[ifindex] = replace(link, namespace=namespace)

@@ -89,6 +89,10 @@ class Booking:
                 self._lives.rename(life, port.name)
             if life:
                 self._book(life, port.owner, settled=False)
+        for life in self._lives.closing():
+            # It went before it was known whose it was.
+            if not life.row.decided and (owner := self._inventory.gone_owner(life.serial)):
+                self._book(life, owner, settled=True)
 
     def _open_port(self, port: HostPort) -> Life | None:
         account = self._meter.open_account()

@@ -143,7 +143,7 @@ class Lives:
         """Give the hook what it must know of a decided account's source."""
         suspect = self._registry.traffic_class(life.row.label) == "suspect"
         source = Source(life.row.label, life.row.account, suspect)
-        if source != life.source:
+        if source != life.source and not life.closing:
             if life.row.ifindex:
                 self._meter.set_port(life.row.ifindex, source)
             else:
@@ -171,6 +171,10 @@ class Lives:
         for index, number in ((self.by_port, life.row.ifindex), (self.by_cgroup, life.row.cgroup)):
             if index.get(number) is life:
                 del index[number]
+
+    def closing(self) -> list[Life]:
+        """Those whose sources are gone, until their last packets are out."""
+        return [life for life in self._open.values() if life.closing]
 
     def _keep(self, life: Life, row: AccountRow) -> None:
         life.row = row

@@ -1,0 +1,86 @@
+"""Workloads that come and go faster than anybody looks: each counted for itself, and nothing left of them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from eastwest.meter import pins
+from tests.conftest import Workload, quiet, run
+from tests.system.bus_server import RunningServer
+from tests.system.test_probe import harness, holds, with_server
+
+CHURN = 200
+
+
+def held(state: Path) -> tuple[list[str], list[Path]]:
+    """What this process has open, and what is pinned."""
+    open_now = [one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    kinds = [re.sub(r"\d+", "N", str(one)) for one in open_now]
+    return sorted(kinds), sorted(pins.directory(state).iterdir())
+
+
+def test_200_namespaces_come_and_go_within_a_minute(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """Each has a label of its own and exactly its packets; no descriptor, pin, account or port stays."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            with Workload(netns) as first:
+                await h.knows(first.name)
+            await holds(lambda: not h.probe.ports())
+            before = held(state)
+            sent: dict[str, int] = {}
+            for number in range(CHURN):
+                with Workload(netns) as workload:
+                    await holds(lambda port=workload.port: port in h.probe.ports())
+                    sent[workload.name] = 1 + number % 3
+                    workload.send(sent[workload.name])
+            await holds(lambda: not h.probe.ports() and h.probe.open_accounts == 1)
+            labels = {w.name: w.label for w in h.probe.workloads() if w.name in sent}
+            assert len(set(labels.values())) == CHURN
+            await h.becomes({labels[name]: count for name, count in sent.items()}, seconds=40)
+            assert not any(w.present for w in h.probe.workloads() if w.kind == "netns")
+            assert held(state) == before
+
+    with_server(tmp_path, test)
+
+
+def test_a_number_used_again_is_another_interface(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """Same ifindex, same name, another namespace, within one reading of the news: nothing is inherited."""
+
+    def made(workload: Workload) -> None:
+        link = ("ip", "-n", workload.scope, "link", "add", "p0", "index", "4242")
+        run(*link, "type", "veth", "peer", "eth0", "netns", workload.name)
+        for space, device in ((workload.scope, "p0"), (workload.name, "eth0")):
+            quiet(Path("/run/netns") / space, device)
+            run("ip", "-n", space, "link", "set", device, "up")
+        run("ip", "-n", workload.name, "address", "add", "10.1.0.1/24", "dev", "eth0")
+        neighbour = ("10.1.0.2", "lladdr", "02:00:00:00:00:02", "dev", "eth0", "nud", "permanent")
+        run("ip", "-n", workload.name, "neighbour", "add", *neighbour)
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            names = [f"{cgroup.name}-{number}" for number in range(2)]
+            old, new = (Workload(netns, name) for name in names)
+            try:
+                for name in names:
+                    run("ip", "netns", "add", name)
+                made(old)
+                label = await h.knows(old.name)
+                old.send(3)
+                # No await in between: the probe hears of both at once.
+                run("ip", "-n", netns.name, "link", "del", "p0")
+                made(new)
+                other = await h.knows(new.name)
+                await holds(lambda: ports_of(h.probe, new.name) == ["p0"])
+                new.send(4)
+                await h.becomes({label: 3, other: 4})
+                assert ports_of(h.probe, old.name) == []
+            finally:
+                for name in names:
+                    run("ip", "netns", "del", name)
+
+    with_server(tmp_path, test)
+
+
+def ports_of(probe: Any, name: str) -> list[str]:
+    return [port.name for w in probe.workloads() if w.name == name for port in w.ports]
