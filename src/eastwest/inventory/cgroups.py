@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
@@ -153,7 +153,7 @@ class Cgroups:
         """Of a cgroup that is there, or was removed not long ago."""
         return self._paths.get(cgroup)
 
-    def at(self, paths: set[str]) -> set[int]:
+    def at(self, paths: Iterable[str]) -> set[int]:
         """The cgroups that are at these paths now."""
         return {number for path in paths if (number := self._by_path.get(path))} - self._removed.keys()
 

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from eastwest.bus.messages import Port
 from eastwest.inventory.cgroups import Cgroups
@@ -41,6 +41,7 @@ class Inventory:
         self._sources = sources
         self._joined = Joined()
         self._ports: dict[int, HostPort] = {}
+        self._claimed: dict[str, Found] = {}
         self._gone: dict[int, Found] = {}
         self._present: dict[str, Present] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -106,6 +107,8 @@ class Inventory:
             # Who is away may be behind: what it said last holds for what the kernel still has.
             claims[source.hearsay] += (c for c in source.claims if source.problem is None or alive.has(c))
         self._joined = join(vouched=claims[False], hearsay=claims[True])
+        owners = self._joined.owners.items()
+        self._claimed = {str(handle.key): found for handle, found in owners if handle.kind == "cgroup"}
         self._ports = {link.ifindex: port for link in links.values() if (port := self._port(link))}
         gone = {link.serial: self._port(link) for link in self._links.gone()}
         self._gone = {serial: port.owner for serial, port in gone.items() if port and port.owner}
@@ -162,8 +165,7 @@ class Inventory:
 
     def cgroups(self) -> Iterable[int]:
         """Every cgroup there is that is a workload, by id."""
-        claimed = {str(handle.key) for handle in self._joined.owners if handle.kind == "cgroup"}
-        return self._cgroups.workloads().keys() | self._cgroups.at(claimed)
+        return self._cgroups.workloads().keys() | self._cgroups.at(self._claimed.keys())
 
     def knows(self, cgroup: int) -> bool:
         """Whether a cgroup is there, or was removed not long ago."""
@@ -179,15 +181,13 @@ class Inventory:
 
     def owner(self, cgroup: int) -> Found | None:
         """The nearest workload at or above a cgroup; None: there is none, or the cgroup is not known."""
-        found, path = self._cgroups.owner(cgroup), self._cgroups.path(cgroup)
-        if path is None:
-            return None
-        for one in (path, *map(str, PurePosixPath(path).parents)):
-            if claimed := self._joined.owners.get(Handle("cgroup", one)):
-                return claimed
-            if found and one == found.cgroup:
-                break
-        return self._named(found)
+        found = self._cgroups.owner(cgroup)
+        path = self._cgroups.path(cgroup) if self._claimed else None
+        while path and not (found and path == found.cgroup):
+            if path in self._claimed:
+                return self._claimed[path]
+            path = path.rpartition("/")[0]
+        return self._claimed.get(path or "") or self._named(found)
 
 
 class _Alive:
