@@ -7,7 +7,7 @@ from eastwest.meter.rows import FLOW_ROW, LOSSES, TOTAL_ROW
 from tests.conftest import require
 
 PER_CPU = ("account", "hook_count", "interface_count")
-RECORDS = (*PER_CPU, "flow_key", "flow_counters", "source", "meter_state", "cgroup_event")
+RECORDS = (*PER_CPU, "flow_key", "flow_counters", "source", "meter_state", "cgroup_event", "process_event")
 
 
 @pytest.fixture(autouse=True)

@@ -64,7 +64,7 @@ def test_one_that_answers_and_fails_is_asked_ever_less_often(monkeypatch: pytest
     scripted = Scripted(*[says_and_fails] * 7)
     assert pauses_of(monkeypatch, scripted) == [0.5, 1, 2, 4, 8, 15, 15]
     assert list(scripted.claims) == list(ONE.values())
-    assert scripted.problem == "scripted: it went away; start it"
+    assert (scripted.away, scripted.problem) == (True, "scripted: it went away; start it")
 
 
 def test_what_is_not_installed_is_looked_for_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_words_that_are_refused_are_a_problem_until_they_are_mended(monkeypatch:
     """The claims hold all the same."""
     scripted = Scripted(lambda one: one.says(ONE, "a label is no number; mend it"))
     pauses_of(monkeypatch, scripted)
-    assert scripted.problem == "scripted: a label is no number; mend it"
+    assert (scripted.away, scripted.problem) == (False, "scripted: a label is no number; mend it")
     assert list(scripted.claims) == list(ONE.values())
     scripted.says(ONE)
     assert scripted.problem is None

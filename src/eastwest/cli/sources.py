@@ -1,6 +1,7 @@
 """The sources of workloads that a probe asks."""
 
 from eastwest.inventory.config import InventoryConfig
+from eastwest.inventory.qemu import Qemu
 from eastwest.inventory.scope import Scope
 from eastwest.inventory.source import Source
 from eastwest.meter.check import cgroup_mount
@@ -9,8 +10,8 @@ from eastwest.meter.config import MeterConfig
 
 def sources(config: InventoryConfig, meter: MeterConfig) -> list[Source]:
     """One of each that the settings do not switch off. Raises ConfigError."""
-    _ = config, scope_of(meter)
-    return []
+    scope = scope_of(meter)
+    return [Qemu(scope, cgroup_mount())] if config.qemu else []
 
 
 def scope_of(config: MeterConfig) -> Scope:

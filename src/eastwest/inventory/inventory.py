@@ -105,7 +105,7 @@ class Inventory:
         claims: dict[bool, list[Claim]] = {False: [], True: []}
         for source in self._sources:
             # Who is away may be behind: what it said last holds for what the kernel still has.
-            claims[source.hearsay] += (c for c in source.claims if source.problem is None or alive.has(c))
+            claims[source.hearsay] += (c for c in source.claims if not source.away or alive.has(c))
         self._joined = join(vouched=claims[False], hearsay=claims[True])
         owners = self._joined.owners.items()
         self._claimed = {str(handle.key): found for handle, found in owners if handle.kind == "cgroup"}

@@ -32,6 +32,9 @@ class Source(ABC):
         An absent daemon that nobody asked for is no problem.
         """
 
+        self.away = False
+        """Whether its claims are what it said last, not what it says now."""
+
         self.answered = asyncio.Event()
         """Set once it has said all its claims, or is known to be silent."""
 
@@ -77,12 +80,14 @@ class Source(ABC):
         if self.problem and not refused:
             log.info("%s: all is well again", self.name)
         self._name(refused)
+        self.away = False
         fresh = claims != self._claims
         self._claims = claims
         self._answer(fresh)
 
     def _silent(self, problem: str) -> None:
         self._name(problem)
+        self.away = True
         self._answer(False)
 
     def _name(self, problem: str | None) -> None:

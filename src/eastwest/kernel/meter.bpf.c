@@ -20,6 +20,7 @@ const volatile struct {
 
 /* Types that only this declaration brings into BTF. */
 const struct cgroup_event *cgroup_event_type __attribute__((unused, section(".rodata.types")));
+const struct process_event *process_event_type __attribute__((unused, section(".rodata.types")));
 const enum malformed *malformed_type __attribute__((unused, section(".rodata.types")));
 const enum hook *hook_type __attribute__((unused, section(".rodata.types")));
 const enum direction *direction_type __attribute__((unused, section(".rodata.types")));

@@ -11,6 +11,7 @@ from eastwest.kernel._libbpf import ffi, lib
 
 METER_OBJECT = Path(__file__).parent / "meter.bpf.o"
 CGROUPS_OBJECT = Path(__file__).parent / "cgroups.bpf.o"
+PROCESSES_OBJECT = Path(__file__).parent / "processes.bpf.o"
 
 _INT, _ARRAY, _STRUCT, _ENUM, _TYPEDEF = 1, 3, 4, 6, 8
 _TRANSPARENT = frozenset({_TYPEDEF, 9, 10, 11, 18})  # typedef, volatile, const, restrict, type tag

@@ -117,4 +117,9 @@ struct cgroup_event {
 	char path[512];
 };
 
+/* A program was started that may be an emulator, by its name. */
+struct process_event {
+	__u32 pid; /* as the host's first pid namespace has it */
+};
+
 #endif
