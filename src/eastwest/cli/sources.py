@@ -1,6 +1,7 @@
 """The sources of workloads that a probe asks."""
 
 from eastwest.inventory.config import InventoryConfig
+from eastwest.inventory.libvirt import SYSTEM, Libvirt
 from eastwest.inventory.qemu import Qemu
 from eastwest.inventory.scope import Scope
 from eastwest.inventory.source import Source
@@ -11,7 +12,12 @@ from eastwest.meter.config import MeterConfig
 def sources(config: InventoryConfig, meter: MeterConfig) -> list[Source]:
     """One of each that the settings do not switch off. Raises ConfigError."""
     scope = scope_of(meter)
-    return [Qemu(scope, cgroup_mount())] if config.qemu else []
+    found: list[Source] = []
+    if config.libvirt != "":
+        found.append(Libvirt(config.libvirt or SYSTEM, expected=config.libvirt is not None, config=config))
+    if config.qemu:
+        found.append(Qemu(scope, cgroup_mount()))
+    return found
 
 
 def scope_of(config: MeterConfig) -> Scope:
