@@ -2,6 +2,7 @@
 
 from eastwest.inventory.config import InventoryConfig
 from eastwest.inventory.libvirt import SYSTEM, Libvirt
+from eastwest.inventory.openvswitch import OpenVSwitch
 from eastwest.inventory.qemu import Qemu
 from eastwest.inventory.scope import Scope
 from eastwest.inventory.source import Source
@@ -17,6 +18,8 @@ def sources(config: InventoryConfig, meter: MeterConfig) -> list[Source]:
         found.append(Libvirt(config.libvirt or SYSTEM, expected=config.libvirt is not None, config=config))
     if config.qemu:
         found.append(Qemu(scope, cgroup_mount()))
+    if config.openvswitch != "":
+        found.append(OpenVSwitch(config.openvswitch))
     return found
 
 

@@ -1,6 +1,13 @@
 """Which sources of workloads a probe asks: section [inventory] of the TOML file."""
 
+import re
+from pathlib import Path
+
 import msgspec
+
+from eastwest.errors import ConfigError
+
+_TCP = re.compile(r"tcp:(?P<host>[^:\[\]]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})")
 
 
 class InventoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -16,7 +23,7 @@ class InventoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """URI of the libvirt daemon; None: qemu:///system."""
 
     openvswitch: str | None = None
-    """OVSDB socket of Open vSwitch; None: /var/run/openvswitch/db.sock."""
+    """OVSDB socket of Open vSwitch, a path or `tcp:HOST:PORT`; None: /var/run/openvswitch/db.sock."""
 
     qemu: bool = True
     """Whether QEMU processes that no daemon speaks of are workloads."""
@@ -29,3 +36,18 @@ class InventoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
 
     service_id_label: str = "eastwest.service_id"
     """… and the number of what it belongs to."""
+
+    def __post_init__(self) -> None:
+        if self.openvswitch:
+            ovsdb_endpoint(self.openvswitch)
+
+
+def ovsdb_endpoint(text: str) -> Path | tuple[str, int]:
+    """Where an OVSDB server listens: a UNIX socket, or host and port. Raises ConfigError."""
+    path = Path(text.removeprefix("unix:"))
+    if path.is_absolute():
+        return path
+    remote = _TCP.fullmatch(text)
+    if remote is None or not 0 < int(remote["port"]) < 65536:
+        raise ConfigError(f"openvswitch = '{text}'", "choose the path of a socket, or tcp:HOST:PORT")
+    return remote["host"].strip("[]"), int(remote["port"])
