@@ -11,7 +11,7 @@ VM_PACKAGES := qemu-system-x86 busybox-static cpio
 # Sources of workloads that the tests run for real.
 TEST_PACKAGES := podman runc netavark conmon libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES)
 
-.PHONY: demo test test-kernel-6.1 lint setup lock wheel clean
+.PHONY: demo test test-kernel-6.1 crash lint setup lock wheel clean
 
 demo: setup
 	$(BIN)/eastwest demo
@@ -24,6 +24,10 @@ test: setup lint $(VENV)/.test-packages
 test-kernel-6.1: setup
 	$(call install,$(VM_PACKAGES))
 	$(BIN)/python -m tests.vm.run $(VENV)/vm tests/kernel -k '"not 10000 and not million"'
+
+# Roles killed at random moments under traffic, twenty seeds (`make test` runs two).
+crash: setup
+	EASTWEST_SEEDS=20 $(BIN)/pytest tests/system/test_crashes.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -17,7 +17,9 @@ from eastwest.bus.messages import STREAM
 from eastwest.errors import BusError
 
 _STATUS = "Status"
-_ACK_SECONDS = 60
+_ACK_SECONDS = 15
+"""What a killed collector had fetched comes again after this; one that lives claims it anew before."""
+
 _READ_BATCH = 256
 _READ_BYTES = 32 << 20
 _NO_LIMIT = 1 << 40

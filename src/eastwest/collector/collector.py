@@ -21,8 +21,8 @@ from eastwest.store.writes import Written
 log = logging.getLogger(__name__)
 
 _FETCH_SECONDS = 2.0
-_KEEP_SECONDS = 20.0
-"""A message that is still being stored is claimed anew this often, below the consumer's 60 s."""
+_KEEP_SECONDS = 5.0
+"""A message that is still being stored is claimed anew this often, well before it would be sent again."""
 
 
 class CollectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
