@@ -32,6 +32,7 @@ from eastwest.errors import BusError, ConfigError
 PROBE_USER = "probe"
 SERVER_USER = "server"
 
+_NO_LIMIT = 1 << 50
 _LOOPBACK = "127.0.0.1"
 _PROBE_WRITES = (HOSTS_BUCKET, LABELS_BUCKET)
 _BUCKETS = (HOSTS_BUCKET, FACTS_BUCKET, LABELS_BUCKET)
@@ -114,6 +115,8 @@ class NatsServer:
             "jetstream": {
                 "store_dir": str(self._directory / "jetstream"),
                 "sync_interval": self._config.sync_interval,
+                # Else it refuses a stream that might grow larger than three quarters of what is free now.
+                "max_file_store": _NO_LIMIT,
             },
             "authorization": {
                 "users": [

@@ -18,7 +18,7 @@ from eastwest.bus.embedded import PROBE_USER, SERVER_USER, NatsServer, NatsServe
 from eastwest.cli.config import text
 from eastwest.cli.lock import PROBE_LOCK, holder
 from eastwest.cli.settings import Settings
-from eastwest.cli.supervisor import Child
+from eastwest.cli.supervisor import Child, Stuck
 from eastwest.collector.collector import Collector
 from eastwest.errors import ConfigError, RefusedError
 from eastwest.manager.manager import Manager
@@ -72,7 +72,9 @@ def deploy(settings: Settings) -> Deployment:
         nats = NatsServer(NatsServerConfig(state_dir=state_dir / "nats"))
         nats.prepare()
         buses = {user: nats.bus_config(user) for user in buses}
-        children.append(Child("nats-server", nats.command()))
+        # It goes on refusing writes after its disk has room again.
+        stuck = Stuck("no space left on device", lambda: _free(state_dir / "nats") >= MIN_FREE_BYTES)
+        children.append(Child("nats-server", nats.command(), stuck=stuck))
     for name, capabilities in ((SERVER_USER, ()), (PROBE_USER, PROBE_CAPABILITIES)):
         file = _write(state_dir / "roles", name, msgspec.structs.replace(settings, bus=buses[name]))
         # -P: what lies in the working directory must not be imported by a process with privileges.
@@ -112,12 +114,16 @@ def refuse_used(address: tuple[str, int]) -> None:
 
 def refuse_full(state_dir: Path) -> None:
     """Raises ConfigError where there is no room for what the roles write first."""
-    free = shutil.disk_usage(state_dir).free
+    free = _free(state_dir)
     if free < MIN_FREE_BYTES:
         raise ConfigError(
             f"{state_dir}: only {free >> 20} MiB are free on its disk",
             f"free {MIN_FREE_BYTES >> 20} MiB or more, or choose another --state-dir",
         )
+
+
+def _free(directory: Path) -> int:
+    return shutil.disk_usage(directory).free
 
 
 def refuse_probe(state_dir: Path) -> None:

@@ -26,8 +26,21 @@ Say = Callable[[str], None]
 
 _LINE_LIMIT = 1 << 16
 _LAST_WORDS_SECONDS = 1.0
+_MEND_SECONDS = 2.0
+_SAY_SECONDS = 600.0
+_SAID_KEPT = 16
 _TROUBLE = re.compile(r" (?:WARNING|ERROR|CRITICAL) [\w.]+: (.*)|\[(?:ERR|FTL)\] (.*)|^eastwest: (.*)")
 """Lines worth repeating, and what of them: a role's log (cli.role), nats-server's, a role's last word."""
+
+
+@dataclass(frozen=True)
+class Stuck:
+    """A state that a child does not leave by itself: it is started again once the reason is `over`."""
+
+    said: str
+    """By what in its output the state is known."""
+
+    over: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,7 @@ class Child:
     name: str
     command: Sequence[str]
     capabilities: Sequence[str] = ()
+    stuck: Stuck | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,8 @@ class _Keeper:
         self._process: Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._last_line = ""
-        self._repeated = ""
+        self._said: dict[str, float] = {}
+        self._stuck = False
 
     @property
     def pid(self) -> int | None:
@@ -123,6 +138,8 @@ class _Keeper:
             self._process, self._last_line = None, str(error)
         finally:
             os.close(writing)
+        self._stuck = False
+        mending = asyncio.create_task(self._mend(), name=f"mend {self.child.name}")
         try:
             if self._process is not None:
                 await self._process.wait()
@@ -130,8 +147,19 @@ class _Keeper:
             await self._end()
             raise
         finally:
+            mending.cancel()
             await asyncio.wait((output,), timeout=_LAST_WORDS_SECONDS)
             output.cancel()
+
+    async def _mend(self) -> None:
+        """End the child where it is stuck and need not be any more; `_keep` starts it again."""
+        stuck = self.child.stuck
+        while stuck is not None:
+            await asyncio.sleep(_MEND_SECONDS)
+            if self._stuck and stuck.over():
+                self._say(f"{self.child.name} is started again, as it cannot recover by itself")
+                await self._end()
+                return
 
     async def _start(self, output: int) -> Process:
         return await asyncio.create_subprocess_exec(
@@ -160,11 +188,13 @@ class _Keeper:
 
     def _heard(self, line: str) -> None:
         self._last_line = line or self._last_line
+        if self.child.stuck and self.child.stuck.said in line:
+            self._stuck = True
         found = _TROUBLE.search(line)
         trouble = next(filter(None, found.groups()), "") if found else ""
-        # A child that fails the same way at every start says so once.
-        if trouble and trouble != self._repeated:
-            self._repeated = trouble
+        # A child that fails the same ways again and again says so from time to time.
+        if trouble and time.monotonic() - self._said.get(trouble, -_SAY_SECONDS) >= _SAY_SECONDS:
+            self._said = dict(list(self._said.items())[-_SAID_KEPT:]) | {trouble: time.monotonic()}
             self._say(f"{self.child.name}: {trouble}")
 
     async def _end(self) -> None:
@@ -185,7 +215,7 @@ class _Keeper:
         code = self._process.returncode
         if code < 0:
             return f"was ended by {signal.Signals(-code).name}"
-        known = not self._last_line or (self._repeated and self._last_line.endswith(self._repeated))
+        known = not self._last_line or any(self._last_line.endswith(said) for said in self._said)
         return f"ended with exit code {code}" + ("" if known else f" ({self._last_line})")
 
 

@@ -90,6 +90,7 @@ class Backend:
         collector = self._collector() if self._collector else None
         done = models.CollectorHealth.model_validate(msgspec.to_builtins(collector)) if collector else None
         problems = [p for p in (self._bus.problem, collector and collector.problem) if p]
+        problems += self._fleet.problems
         return models.Health(
             status="degraded" if problems else "ok",
             version=version("eastwest"),

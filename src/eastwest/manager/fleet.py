@@ -14,6 +14,7 @@ from eastwest.bus.messages import HOSTS_BUCKET, HostReport
 
 _MISSED_REPORTS = 3
 _LEAST_SECONDS = 5.0
+_FORGIVEN_SECONDS = 86400.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,14 @@ class Member:
     @property
     def alive(self) -> bool:
         return self.age <= max(_LEAST_SECONDS, _MISSED_REPORTS * self.report.interval_seconds)
+
+    @property
+    def silence(self) -> str:
+        """What is wrong where it is not alive, with the remedy."""
+        if self.alive:
+            return ""
+        remedy = "see that its probe runs, and that the disk of the bus has room"
+        return f"no report for {self.age:.0f} s; {remedy}"
 
 
 class Fleet:
@@ -55,6 +64,12 @@ class Fleet:
     @property
     def members(self) -> list[Member]:
         return [self._members[host] for host in sorted(self._members)]
+
+    @property
+    def problems(self) -> list[str]:
+        """Hosts that fell silent not long ago; one that has been for longer may have been taken out."""
+        silent = [m for m in self.members if not m.alive and m.age < _FORGIVEN_SECONDS]
+        return [f"host {member.report.host}: {member.silence}" for member in silent]
 
     async def _follow(self) -> None:
         async for host, document in self._bus.bucket(HOSTS_BUCKET).watch():

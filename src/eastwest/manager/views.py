@@ -132,6 +132,7 @@ def hosts(members: Iterable[Member]) -> list[models.Host]:
         document["started_at"] = rfc3339(member.report.started_at)
         document["cost"]["sampled_at"] = rfc3339(member.report.cost.sampled_at)
         document |= {"alive": member.alive, "age_seconds": round(member.age, 3)}
+        document["problems"] += [member.silence] if member.silence else []
         rows.append(models.Host.model_validate(document))
     return rows
 
