@@ -9,7 +9,7 @@ PACKAGES := clang llvm gcc libc6-dev libbpf-dev libelf-dev zlib1g-dev bpftool py
             iproute2 ethtool util-linux procps openvswitch-switch libvirt-dev pkg-config
 VM_PACKAGES := qemu-system-x86 busybox-static cpio
 # Sources of workloads that the tests run for real.
-TEST_PACKAGES := podman runc netavark conmon libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES)
+TEST_PACKAGES := podman runc netavark conmon iptables libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES)
 
 .PHONY: demo test test-kernel-6.1 crash lint setup lock wheel clean
 

@@ -1,12 +1,14 @@
 """Places of system tests."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import require
+from tests.conftest import quiet, require
+from tests.system.podman_site import PodmanSite
 from tests.system.user_site import Site
 
 
@@ -20,3 +22,16 @@ def site(tmp_path: Path, netns: Path, cgroup: Path) -> Iterator[Site]:
         yield site
     finally:
         site.run("down", "--state-dir", str(site.state))
+
+
+@pytest.fixture
+def podman(netns: Path, cgroup: Path) -> Iterator[PodmanSite]:
+    """A podman of the test's own, whose host is `netns` and `cgroup`."""
+    quiet(netns, "default")
+    # Not below tmp_path: podman takes no directory for its state whose path has more than 50 characters.
+    with tempfile.TemporaryDirectory(prefix="ew-") as directory:
+        site = PodmanSite(Path(directory), netns, cgroup)
+        try:
+            yield site
+        finally:
+            site.close()

@@ -1,6 +1,9 @@
 """The sources of workloads that a probe asks."""
 
+from pathlib import Path
+
 from eastwest.inventory.config import InventoryConfig
+from eastwest.inventory.containers import Containers
 from eastwest.inventory.libvirt import SYSTEM, Libvirt
 from eastwest.inventory.openvswitch import OpenVSwitch
 from eastwest.inventory.qemu import Qemu
@@ -13,7 +16,15 @@ from eastwest.meter.config import MeterConfig
 def sources(config: InventoryConfig, meter: MeterConfig) -> list[Source]:
     """One of each that the settings do not switch off. Raises ConfigError."""
     scope = scope_of(meter)
-    found: list[Source] = []
+    engines = (
+        ("podman", config.podman, "/run/podman/podman.sock"),
+        ("docker", config.docker, "/run/docker.sock"),
+    )
+    found: list[Source] = [
+        Containers(name, Path(path or default), expected=path is not None, scope=scope, config=config)
+        for name, path, default in engines
+        if path != ""
+    ]
     if config.libvirt != "":
         found.append(Libvirt(config.libvirt or SYSTEM, expected=config.libvirt is not None, config=config))
     if config.qemu:

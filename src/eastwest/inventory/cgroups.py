@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from eastwest.errors import KernelError
-from eastwest.inventory.containers import container_of
+from eastwest.inventory.containers import container_cgroup, container_of
 from eastwest.inventory.model import Found, readable
 from eastwest.kernel.events import RingBuffer
 from eastwest.kernel.libbpf import Object
@@ -187,6 +187,4 @@ def _container(path: str) -> Found | None:
     number = container_of(path)
     if number is None:
         return None
-    parts = PurePosixPath(path).parts
-    own = next(i for i, part in enumerate(parts) if container_of(part))
-    return Found(f"container:{number}", "container", number[:12], str(PurePosixPath(*parts[: own + 1])))
+    return Found(f"container:{number}", "container", number[:12], container_cgroup(path))
