@@ -8,8 +8,10 @@ KERNEL := src/eastwest/kernel
 PACKAGES := clang llvm gcc libc6-dev libbpf-dev libelf-dev zlib1g-dev bpftool python3-venv python3-dev \
             iproute2 ethtool util-linux procps openvswitch-switch libvirt-dev pkg-config
 VM_PACKAGES := qemu-system-x86 busybox-static cpio
+# Collectors that read what is exported.
+COLLECTORS := nfdump pmacct tshark
 # Sources of workloads that the tests run for real.
-TEST_PACKAGES := podman runc netavark conmon iptables libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES)
+TEST_PACKAGES := podman runc netavark conmon iptables libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES) $(COLLECTORS)
 
 .PHONY: demo test test-kernel-6.1 crash lint setup lock wheel clean
 

@@ -13,6 +13,7 @@ from eastwest.bus.embedded import PROBE_USER, SERVER_USER
 from eastwest.bus.stream import waiting
 from eastwest.collector.collector import Collector, CollectorConfig
 from eastwest.export.config import ExportConfig
+from eastwest.export.exporter import Exporter
 from eastwest.export.metrics import Metrics
 from eastwest.manager.manager import Manager, ManagerConfig
 from eastwest.store.store import Store, StoreConfig
@@ -31,6 +32,7 @@ class Site:
     bus: Bus
     store: Store
     collector: Collector
+    exporter: Exporter
     api: httpx.AsyncClient
 
     async def get(self, path: str, **parameters: Any) -> Any:
@@ -72,12 +74,19 @@ async def site(
             Bus(nats.files.bus_config(SERVER_USER)) as bus,
             Store(StoreConfig(path=directory / "store")) as store,
         ):
-            collector = Collector(CollectorConfig(), bus, store)
-            metrics = Metrics(export.prometheus, bus, store, lambda: collector.status)
+            exporter = Exporter(export.ipfix, store)
+            collector = Collector(CollectorConfig(), bus, store, exporter.offer)
+            metrics = Metrics(
+                export.prometheus, bus, store, lambda: collector.status, lambda: exporter.status
+            )
             config = ManagerConfig(listen="127.0.0.1:0")
-            manager = Manager(config, bus, store, lambda: collector.status, metrics.page)
+            manager = Manager(
+                config, bus, store, lambda: collector.status, page=metrics.page, problems=exporter.problems
+            )
+            await exporter.__aenter__()
             if collecting:
                 await collector.__aenter__()
             async with metrics, manager, httpx.AsyncClient(base_url=manager.url, trust_env=False) as api:
-                yield Site(nats, probe_bus, bus, store, collector, api)
+                yield Site(nats, probe_bus, bus, store, collector, exporter, api)
             await collector.__aexit__(None, None, None)
+            await exporter.__aexit__(None, None, None)

@@ -49,7 +49,8 @@ def test_repeats_are_refused_for_ever(tmp_path: Path) -> None:
 def test_crash_between_rows_and_number_neither_loses_nor_doubles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows are in, the numbers not: refused as repeats at the next attempt and after the next start."""
+    """The rows are in, the numbers not: the next attempt finds them stored, and only the one after that, or
+    one of the next server, is told of repeats."""
     insert = Database.insert
 
     def fail_at_numbers(self: Database, table: str, columns: list[str], rows: bytes) -> None:
@@ -64,7 +65,9 @@ def test_crash_between_rows_and_number_neither_loses_nor_doubles(
                 patch.setattr(Database, "insert", fail_at_numbers)
                 with pytest.raises(StoreError):
                     await store.write([_flows(2, 20), _flows(3, 30)])
-            assert (await store.write([_flows(2, 20), _flows(3, 30), _flows(4, 40)])).stored == 1
+            written = await store.write([_flows(1, 10), _flows(2, 20), _flows(3, 30), _flows(4, 40)])
+            assert (written.repeats, [batch.sequence for batch in written.batches]) == (1, [2, 3, 4])
+            assert (await store.write([_flows(3, 30)])).repeats == 1
             assert await _stored(store) == {1: 100}
             with monkeypatch.context() as patch:
                 patch.setattr(Database, "insert", fail_at_numbers)

@@ -17,7 +17,7 @@ OWN_SQL = {"probe/journal.py"}
 """The probe's own notes, in a file that nobody else opens: not the store's tables."""
 
 C_MODULES = {"cffi", "ctypes", "eastwest.kernel._libbpf"}
-COMPONENTS = {"Bus", "Store", "Collector", "Manager", "Probe", "Metrics"}
+COMPONENTS = {"Bus", "Store", "Collector", "Manager", "Probe", "Metrics", "Exporter"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 
 

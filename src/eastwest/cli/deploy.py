@@ -21,6 +21,7 @@ from eastwest.cli.settings import Settings
 from eastwest.cli.supervisor import Child, Stuck
 from eastwest.collector.collector import Collector
 from eastwest.errors import ConfigError, RefusedError
+from eastwest.export.exporter import Exporter
 from eastwest.manager.manager import Manager
 from eastwest.meter.check import check
 from eastwest.store.store import Store
@@ -61,6 +62,7 @@ def deploy(settings: Settings) -> Deployment:
     bus = Bus(settings.bus)
     Collector(settings.collector, bus, store)
     Manager(settings.server, bus, store)
+    Exporter(settings.export.ipfix, store)
     token = _token(settings)
     refuse_used(address)
     check(settings.probe)

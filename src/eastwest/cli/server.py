@@ -38,6 +38,7 @@ def load(config_file: Path | None, state_dir: Path | None, listen: str | None) -
 async def _server(settings: "Settings") -> None:
     from eastwest.bus.client import Bus
     from eastwest.collector.collector import Collector
+    from eastwest.export.exporter import Exporter
     from eastwest.export.metrics import Metrics
     from eastwest.manager.manager import Manager
     from eastwest.store.store import Store
@@ -45,8 +46,18 @@ async def _server(settings: "Settings") -> None:
     async with (
         Bus(settings.bus) as bus,
         Store(settings.store) as store,
-        Collector(settings.collector, bus, store) as collector,
-        Metrics(settings.export.prometheus, bus, store, lambda: collector.status) as metrics,
-        Manager(settings.server, bus, store, lambda: collector.status, metrics.page),
+        Exporter(settings.export.ipfix, store) as exporter,
+        Collector(settings.collector, bus, store, exporter.offer) as collector,
+        Metrics(
+            settings.export.prometheus, bus, store, lambda: collector.status, lambda: exporter.status
+        ) as metrics,
+        Manager(
+            settings.server,
+            bus,
+            store,
+            lambda: collector.status,
+            page=metrics.page,
+            problems=exporter.problems,
+        ),
     ):
         await role.told()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -48,11 +49,19 @@ class CollectorStatus(msgspec.Struct, frozen=True):
 
 
 class Collector:
-    """Moves messages from the stream into the store while it is entered."""
+    """Moves messages from the stream into the store while it is entered; `stored` is told of what is stored,
+    once, and must return at once."""
 
-    def __init__(self, config: CollectorConfig, bus: Bus, store: Store) -> None:
+    def __init__(
+        self,
+        config: CollectorConfig,
+        bus: Bus,
+        store: Store,
+        stored: Callable[[Sequence[Batch]], None] | None = None,
+    ) -> None:
         self._config = config
         self._store = store
+        self._stored = stored
         self._puller = Puller(bus, config.name)
         self._counts: Counter[str] = Counter()
         self._malformed: Counter[str] = Counter()
@@ -158,6 +167,8 @@ class Collector:
         self._counts["repeats"] += written.repeats
         self._counts["rows"] += written.rows
         self._counts["packets"] += written.packets
+        if self._stored is not None:
+            self._stored(written.batches)
 
     def _report(self, problem: str | None) -> None:
         if problem != self._problem:

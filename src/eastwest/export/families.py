@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from eastwest.bus.stream import Depth
 from eastwest.collector.collector import CollectorStatus
+from eastwest.export.exporter import ExporterStatus
 from eastwest.export.shares import Group
 from eastwest.manager.fleet import Member
 from eastwest.meter.rows import LOSSES
@@ -141,6 +142,26 @@ def collected(status: CollectorStatus) -> list[Metric]:
             "0 while nothing can be stored; the API's health says why.",
             status.problem is None,
         ),
+    ]
+
+
+def exported(status: ExporterStatus | None) -> list[Metric]:
+    """What the IPFIX exporter has done since the server started; nothing where it is off."""
+    if status is None:
+        return []
+    return [
+        _sum("ipfix_records", "Flow records sent.", status.records),
+        _sum("ipfix_messages", "Messages handed to the network.", status.messages),
+        _sum("ipfix_bytes", "Bytes of these messages.", status.bytes),
+        _one("ipfix_pending_records", "Flow records that wait, or are on their way.", status.pending),
+        counter(
+            "ipfix_lost_records",
+            "Flow records that were not sent, by the place that lost them.",
+            ("place",),
+            {(place,): n for place, n in status.lost.items()},
+        ),
+        _sum("ipfix_refused_datagrams", "Answers that no collector listens.", status.refused_datagrams),
+        _one("ipfix_up", "0 while the collector cannot be reached.", status.problem is None),
     ]
 
 

@@ -20,6 +20,7 @@ from eastwest.bus.stream import Depth, depth
 from eastwest.collector.collector import CollectorStatus
 from eastwest.export import families
 from eastwest.export.config import PrometheusConfig
+from eastwest.export.exporter import ExporterStatus
 from eastwest.export.latest import Latest
 from eastwest.export.shares import Shares
 from eastwest.manager.fleet import Member
@@ -30,13 +31,19 @@ _WAIT_SECONDS = 1.0
 
 
 class Metrics:
-    """Writes the page while it is entered. `collector`: the status of the one in this process."""
+    """Writes the page while it is entered. `collector`, `exporter`: the status of those in this process."""
 
     def __init__(
-        self, config: PrometheusConfig, bus: Bus, store: Store, collector: Callable[[], CollectorStatus]
+        self,
+        config: PrometheusConfig,
+        bus: Bus,
+        store: Store,
+        collector: Callable[[], CollectorStatus],
+        exporter: Callable[[], ExporterStatus | None],
     ) -> None:
         self._bus = bus
         self._collector = collector
+        self._exporter = exporter
         self._figures = Latest(store.figures)
         self._depth: Latest[Depth] = Latest(lambda: depth(bus))
         self._services = Shares(config.services)
@@ -78,6 +85,7 @@ class Metrics:
                 "build_info", "Version of this server.", ("version",), {(version("eastwest"),): 1}
             ),
             *families.collected(self._collector()),
+            *families.exported(self._exporter()),
             *families.engines(self._bus.connected, self._figures.problem is None, age),
             *families.stream(self._depth.current),
         ]

@@ -32,14 +32,17 @@ class Backend:
         bus: Bus,
         store: Store,
         fleet: Fleet,
+        *,
         collector: Callable[[], CollectorStatus] | None,
         page: Page | None,
+        problems: Callable[[], list[str]],
     ) -> None:
         self._bus = bus
         self._store = store
         self._fleet = fleet
         self._collector = collector
         self._page = page
+        self._problems = problems
         self._cost = OwnCost()
         # A ledger reads the whole stream: one at a time.
         self._ledger = asyncio.Lock()
@@ -90,7 +93,7 @@ class Backend:
         collector = self._collector() if self._collector else None
         done = models.CollectorHealth.model_validate(msgspec.to_builtins(collector)) if collector else None
         problems = [p for p in (self._bus.problem, collector and collector.problem) if p]
-        problems += self._fleet.problems
+        problems += [*self._fleet.problems, *self._problems()]
         return models.Health(
             status="degraded" if problems else "ok",
             version=version("eastwest"),

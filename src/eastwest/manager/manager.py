@@ -45,7 +45,7 @@ class _Server(uvicorn.Server):
 
 class Manager:
     """Answers HTTP while it is entered. `collector`: the status of the one in this process, if any; `page`:
-    writes /metrics."""
+    writes /metrics; `problems`: of what else runs in this process."""
 
     def __init__(
         self,
@@ -53,12 +53,14 @@ class Manager:
         bus: Bus,
         store: Store,
         collector: Callable[[], CollectorStatus] | None = None,
+        *,
         page: Page | None = None,
+        problems: Callable[[], list[str]] = list,
     ) -> None:
         self._address = _parse(config.listen)
         self._config = config
         self._fleet = Fleet(bus)
-        self._backend = Backend(bus, store, self._fleet, collector, page)
+        self._backend = Backend(bus, store, self._fleet, collector=collector, page=page, problems=problems)
         self._socket: socket.socket | None = None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None

@@ -45,7 +45,7 @@ class Store:
         self._config = config
         self._engine = Engine(config.path, config.url)
         self._clock = Clock()
-        self._in_doubt = False
+        self._in_doubt: set[tuple[str, int, int]] = set()
         self._work = Background()
 
     async def __aenter__(self) -> Self:
@@ -70,10 +70,16 @@ class Store:
         """Store the batches that never were stored, all of them or (StoreError) perhaps some."""
         if self._in_doubt:
             await self._engine.run(writes.reconcile)
-        self._in_doubt = True
-        written = await self._engine.run(writes.write, batches, self._clock)
-        self._in_doubt = False
-        return written
+        fresh = await self._engine.run(writes.fresh, batches)
+        # What an attempt that failed has stored all the same was stored here, and is no repeat.
+        known = {batch.number for batch in fresh}
+        given = {batch.number: batch for batch in batches}
+        settled = [b for n, b in given.items() if n in self._in_doubt and n not in known]
+        self._in_doubt = {batch.number for batch in (*settled, *fresh)}
+        await self._engine.run(writes.write, fresh, self._clock)
+        self._in_doubt = set()
+        stored = [*settled, *fresh]
+        return Written(stored, repeats=len(batches) - len(stored))
 
     async def expire(self, today: date) -> list[int]:
         """Drop the days that retention does not keep; returns those of the flows, as yyyymmdd."""

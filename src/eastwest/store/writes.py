@@ -26,10 +26,21 @@ _EVIDENCE = ("host", "boot", "sequence", "place", "received", "document")
 class Written:
     """What became of a group of batches."""
 
-    stored: int
+    batches: Sequence[Batch]
+    """Those that are stored now and were not before."""
     repeats: int
-    rows: int
-    packets: int
+
+    @property
+    def stored(self) -> int:
+        return len(self.batches)
+
+    @property
+    def rows(self) -> int:
+        return sum(batch.count for batch in self.batches)
+
+    @property
+    def packets(self) -> int:
+        return sum(batch.packets for batch in self.batches)
 
 
 class Clock:
@@ -74,9 +85,8 @@ def reconcile(database: Database) -> None:
     )
 
 
-def write(database: Database, batches: Sequence[Batch], clock: Clock) -> Written:
-    """Store those batches that never were. Raises StoreError; then `reconcile` before the next write."""
-    fresh = _fresh(database, batches)
+def write(database: Database, fresh: Sequence[Batch], clock: Clock) -> None:
+    """Store batches that never were. Raises StoreError; then `reconcile` before the next write."""
     now = clock.now()
     seconds = now // 1_000_000_000
     flows = [batch for batch in fresh if batch.kind == "flows"]
@@ -90,15 +100,10 @@ def write(database: Database, batches: Sequence[Batch], clock: Clock) -> Written
         database.insert(f"{DATABASE}.evidence", _EVIDENCE, rows)
     if fresh:
         database.insert(f"{DATABASE}.batches", _BATCHES, _numbers(fresh, seconds))
-    return Written(
-        stored=len(fresh),
-        repeats=len(batches) - len(fresh),
-        rows=sum(batch.count for batch in fresh),
-        packets=sum(batch.packets for batch in flows),
-    )
 
 
-def _fresh(database: Database, batches: Sequence[Batch]) -> list[Batch]:
+def fresh(database: Database, batches: Sequence[Batch]) -> list[Batch]:
+    """Those of the batches that were never stored, each once."""
     unique: dict[tuple[str, int, int], Batch] = {}
     for batch in batches:
         unique.setdefault(batch.number, batch)
