@@ -8,11 +8,16 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from eastwest.kernel.attach import unmount_bpffs
 from eastwest.kernel.netns import inside
 from eastwest.meter.check import cgroup_mount
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("eastwest", deadline=None)
+hypothesis.settings.load_profile("eastwest")
 
 
 def require(condition: object, remedy: str) -> None:
