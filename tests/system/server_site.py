@@ -1,6 +1,6 @@
 """A whole server for the tests: nats-server, store, collector and manager, in a directory of its own."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,14 @@ from eastwest.export.exporter import Exporter
 from eastwest.export.metrics import Metrics
 from eastwest.manager.manager import Manager, ManagerConfig
 from eastwest.store.store import Store, StoreConfig
+from eastwest.watch.config import AlertsConfig
+from eastwest.watch.definition import Definition
+from eastwest.watch.routes import router
+from eastwest.watch.watcher import Watcher
 from tests.system.bus_server import RunningServer, running, until
+
+QUICK = AlertsConfig(interval_seconds=0.1)
+"""A watcher that looks again at once."""
 
 ALL = {"since": "2020-01-01T00:00:00Z"}
 """Query parameters: whenever it was."""
@@ -33,6 +40,7 @@ class Site:
     store: Store
     collector: Collector
     exporter: Exporter
+    watcher: Watcher
     api: httpx.AsyncClient
 
     async def get(self, path: str, **parameters: Any) -> Any:
@@ -65,7 +73,11 @@ class Site:
 
 @asynccontextmanager
 async def site(
-    directory: Path, collecting: bool = True, export: ExportConfig | None = None
+    directory: Path,
+    collecting: bool = True,
+    alerts: AlertsConfig = QUICK,
+    watches: Sequence[Definition] = (),
+    export: ExportConfig | None = None,
 ) -> AsyncIterator[Site]:
     export = export or ExportConfig()
     with running(directory / "bus") as nats:
@@ -79,14 +91,25 @@ async def site(
             metrics = Metrics(
                 export.prometheus, bus, store, lambda: collector.status, lambda: exporter.status
             )
-            config = ManagerConfig(listen="127.0.0.1:0")
+            watcher = Watcher(alerts, bus, store, watches)
             manager = Manager(
-                config, bus, store, lambda: collector.status, page=metrics.page, problems=exporter.problems
+                ManagerConfig(listen="127.0.0.1:0"),
+                bus,
+                store,
+                lambda: collector.status,
+                page=metrics.page,
+                routers=[router(watcher)],
+                problems=lambda: exporter.problems() + watcher.problems,
             )
             await exporter.__aenter__()
             if collecting:
                 await collector.__aenter__()
-            async with metrics, manager, httpx.AsyncClient(base_url=manager.url, trust_env=False) as api:
-                yield Site(nats, probe_bus, bus, store, collector, exporter, api)
+            async with (
+                metrics,
+                watcher,
+                manager,
+                httpx.AsyncClient(base_url=manager.url, trust_env=False) as api,
+            ):
+                yield Site(nats, probe_bus, bus, store, collector, exporter, watcher, api)
             await collector.__aexit__(None, None, None)
             await exporter.__aexit__(None, None, None)

@@ -123,7 +123,7 @@ def test_mistakes_name_file_and_key(tmp_path: Path, content: str, said: str) -> 
 
 def test_unknown_key_far_from_all(tmp_path: Path) -> None:
     """Where nothing is near, the known keys are listed."""
-    known = "known here: bus, collector, export, inventory, probe, rule, server, store"
+    known = "known here: alerts, bus, collector, export, inventory, probe, rule, server, store, watch"
     assert known in refusal(tmp_path / "e", "xyzzy = 1")
 
 

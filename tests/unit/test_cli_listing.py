@@ -23,7 +23,7 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
         yield stub
 
 
-@pytest.mark.parametrize("verb", ["labels", "workloads", "ports", "flows", "ledger", "hosts"])
+@pytest.mark.parametrize("verb", ["labels", "workloads", "ports", "flows", "ledger", "hosts", "alerts"])
 def test_json_is_the_api_document(api: Stub, capsys: Capture, verb: str) -> None:
     """--json prints one document, exactly the API's, and asks once."""
     document = [{"label": 2**53 + 1, "name": "über", "new_field": None}]
@@ -180,6 +180,84 @@ def test_label_set_posts_typed_facts(api: Stub, capsys: Capture) -> None:
 def test_label_set_refuses_wrong_facts(api: Stub, fact: str) -> None:
     """What cannot be a fact is wrong usage, and is not sent."""
     assert cli.main(["label", "set", "w", fact]) == 2
+    assert api.asked == []
+
+
+ALERT = {
+    "id": "ab12", "state": "firing", "severity": "critical", "kind": "silence", "watch": "quiet",
+    "first_seen": "2024-01-01T00:00:00Z", "resolved_at": None, "text": "web (label 7): no packet for 60 s",
+}  # fmt: skip
+
+
+def test_alerts_are_shown_and_kept_quiet(api: Stub, capsys: Capture) -> None:
+    """One line each; --all and --since ask for those that are over; silences go by id or by selector."""
+    api.answers["alerts"] = [ALERT]
+    assert cli.main(["alerts"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()[2:]
+    assert " ".join(line.split()).endswith("quiet 2024-01-01 00:00 web (label 7): no packet for 60 s")
+    assert cli.main(["alerts", "--since", "2h", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [ALERT]
+    assert cli.main(["alerts", "--all"]) == 0
+    queries = [query for _, _, query, _ in api.asked]
+    assert queries == [{}, {"all": ["true"], "since": ["2h"]}, {"all": ["true"], "since": ["1d"]}]
+    silence = {
+        "id": "cd34",
+        "alert": "",
+        "match": "tenant=a",
+        "until": "2024-01-01T00:00:00Z",
+        "comment": "x",
+    }
+    api.answers |= {"silences": silence, "silences/cd34": {"removed": "cd34"}}
+    api.asked.clear()
+    assert cli.main(["alerts", "silence", "tenant=a", "--for", "2h", "--comment", "x"]) == 0
+    assert cli.main(["alerts", "silence", "ab12"]) == 0
+    assert cli.main(["alerts", "unsilence", "cd34"]) == 0
+    assert cli.main(["alerts", "silence", "colour=red"]) == 1
+    assert [(asked[0], asked[1], asked[3]) for asked in api.asked] == [
+        ("POST", "silences", {"match": "tenant=a", "duration": "2h", "comment": "x"}),
+        ("POST", "silences", {"alert": "ab12", "duration": "1h", "comment": ""}),
+        ("DELETE", "silences/cd34", None),
+    ]
+    api.answers["silences"] = [silence]
+    capsys.readouterr()
+    assert cli.main(["alerts", "silences", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [silence]
+
+
+def test_watches_are_added_listed_and_removed(api: Stub, capsys: Capture) -> None:
+    """What was said reaches the API; the list says how each stands and what it cannot judge."""
+    watch = {
+        "name": "busy", "match": "service=web", "condition": "rate_above", "threshold": 1000.0,
+        "unit": "bytes", "direction": "both", "window_seconds": 30, "for_seconds": 10, "learn_seconds": 86400,
+        "severity": "critical",
+    }  # fmt: skip
+    stands = {
+        "source": "api",
+        "state": "unknown",
+        "workloads": 2,
+        "alerts": 0,
+        "unknown": {"7": "host h away"},
+    }
+    api.answers |= {"watches": watch | stands, "watches/busy": {"removed": "busy"}}
+    more = ["--unit", "bytes", "--window", "30", "--for", "10", "--severity", "critical"]
+    assert cli.main(["watch", "add", "busy", "service=web", "rate_above", "1000", *more]) == 0
+    assert api.asked == [("POST", "watches", {}, watch)]
+    assert capsys.readouterr().out == "watch busy: rate_above 1000 bytes/s both, 2 workloads now\n"
+    assert cli.main(["watch", "rm", "busy"]) == 0
+    assert api.asked[1][:2] == ("DELETE", "watches/busy")
+    api.answers["watches"] = [watch | stands]
+    assert cli.main(["watch", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.partition("\n")[2]) == [watch | stands]
+    assert cli.main(["watch", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "rate_above 1000 bytes/s both" in out
+    assert out.splitlines()[-1] == "busy: cannot judge label 7: host h away"
+
+
+@pytest.mark.parametrize("what", [["rate_above"], ["silence", "5"], ["loud", "5"], ["rate_above", "much"]])
+def test_watch_add_refuses_wrong_usage(api: Stub, what: list[str]) -> None:
+    """A threshold where there is one to give, and only there."""
+    assert cli.main(["watch", "add", "w", "name=x", *what]) == 2
     assert api.asked == []
 
 

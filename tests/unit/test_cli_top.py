@@ -37,6 +37,7 @@ def play(script: Script, size: tuple[int, int] = (80, 24)) -> None:
                 "hosts": [host()],
                 "ledger": [entry(7, 100), entry(8, 9)],
                 "health": {"server": {"cpu_percent": 3.0, "memory_bytes": 300_000_000}},
+                "alerts": [{"state": "firing"}, {"state": "silenced"}],
             }
             async with Feed(stub.url) as feed:
                 board = Board(feed, interval=0.02)
@@ -121,7 +122,7 @@ def test_rows_and_head() -> None:
         assert rows["web"][8:] == ["1.00 MB", "0"]
         assert rows["db"][9] == "4"
         text = head(board)
-        assert "eastwest  h1  2 workloads" in text
+        assert "eastwest  h1  2 workloads  1 firing (eastwest alerts)" in text
         assert "port 95 / 99" in text
         assert "cgroup" not in text  # did not run in the last sample
         assert "probe 1.2 % 70.0 MB  server 3.0 % 300 MB" in text

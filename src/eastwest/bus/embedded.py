@@ -23,8 +23,10 @@ from eastwest.bus.messages import (
     HOSTS_BUCKET,
     LABELS_BUCKET,
     MAX_MESSAGE_BYTES,
+    SILENCES_BUCKET,
     STREAM,
     TOTALS,
+    WATCHES_BUCKET,
     WORKLOADS,
 )
 from eastwest.errors import BusError, ConfigError
@@ -35,7 +37,9 @@ SERVER_USER = "server"
 _NO_LIMIT = 1 << 50
 _LOOPBACK = "127.0.0.1"
 _PROBE_WRITES = (HOSTS_BUCKET, LABELS_BUCKET)
+_SERVER_WRITES = (FACTS_BUCKET, WATCHES_BUCKET, SILENCES_BUCKET)
 _BUCKETS = (HOSTS_BUCKET, FACTS_BUCKET, LABELS_BUCKET)
+"""What probes read; the server reads all there are."""
 
 
 class NatsServerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -151,7 +155,12 @@ def _probe_permissions() -> dict[str, object]:
 def _server_permissions() -> dict[str, object]:
     """The server owns the stream and the buckets, and asks probes; it cannot pass itself off as a probe."""
     return {
-        "publish": ["$JS.API.>", "$JS.ACK.>", f"$KV.{FACTS_BUCKET}.>", "eastwest.probe.>"],
+        "publish": [
+            "$JS.API.>",
+            "$JS.ACK.>",
+            *(f"$KV.{bucket}.>" for bucket in _SERVER_WRITES),
+            "eastwest.probe.>",
+        ],
         "subscribe": [f"_INBOX_{SERVER_USER}.>"],
     }
 

@@ -35,10 +35,18 @@ HOSTS_BUCKET = "eastwest-hosts"
 FACTS_BUCKET = "eastwest-facts"
 """label (decimal) → `Facts`, written by the manager, watched by the probes."""
 
+WATCHES_BUCKET = "eastwest-watches"
+"""name → `Watch`, written by the server for those who ask its API."""
+
+SILENCES_BUCKET = "eastwest-silences"
+"""id → `Silence`, written by the server for those who ask its API."""
+
 LABELS_BUCKET = "eastwest-labels"
 """One key, `next`: the first label that no probe has leased, decimal; taken by compare-and-set."""
 
 TrafficClass = Literal["normal", "suspect"]
+Condition = Literal["rate_above", "rate_below", "new_peer", "silence", "suspect_share"]
+Severity = Literal["info", "warning", "critical"]
 
 
 def ledger_subject(host: str) -> str:
@@ -114,6 +122,35 @@ class Evidence(msgspec.Struct, frozen=True):
     """Of the packet, IP header included."""
     packet: bytes
     """Its first bytes, from the IP header on (LINKTYPE_RAW)."""
+
+
+class Watch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is to raise an alert of every workload that `match` selects (see `watch.definition`)."""
+
+    name: str
+    match: str
+    condition: Condition
+    threshold: float = 0.0
+    """rate_above, rate_below: units per second; suspect_share: a part of 1; else without meaning."""
+    unit: Literal["packets", "bytes"] = "packets"
+    direction: Literal["ingress", "egress", "both"] = "both"
+    window_seconds: int = 60
+    """What is looked at: of silence how long it must be, of a new peer how long it counts as new."""
+    for_seconds: int = 0
+    """How long the condition must hold before it is an alert."""
+    learn_seconds: int = 86400
+    """new_peer: how far back a peer makes a known one, and how long flows must be there to tell."""
+    severity: Severity = "warning"
+
+
+class Silence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Alerts that nobody is told of until `until` (unix ns): one by its id, or all of some workloads."""
+
+    id: str
+    until: int
+    alert: str = ""
+    match: str | None = None
+    comment: str = ""
 
 
 class HookCount(msgspec.Struct, frozen=True):

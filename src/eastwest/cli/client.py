@@ -67,6 +67,10 @@ class Api:
         """Send a document to /api/v1/`path`. Raises RefusedError."""
         return self._ask("POST", path, document=document)
 
+    def delete(self, path: str) -> Any:
+        """Remove what is at /api/v1/`path`. Raises RefusedError."""
+        return self._ask("DELETE", path)
+
     def _ask(
         self, method: str, path: str, parameters: Parameters | None = None, document: object = None
     ) -> Any:

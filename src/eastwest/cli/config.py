@@ -40,6 +40,8 @@ class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     collector: Document = msgspec.field(default_factory=dict)
     store: Document = msgspec.field(default_factory=dict)
     export: Document = msgspec.field(default_factory=dict)
+    watch: list[Document] = msgspec.field(default_factory=list)
+    alerts: Document = msgspec.field(default_factory=dict)
 
 
 def load(

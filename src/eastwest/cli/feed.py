@@ -18,6 +18,7 @@ class Snapshot:
     hosts: list[Row] = field(default_factory=list)
     ledger: list[Row] = field(default_factory=list)
     health: Row = field(default_factory=dict)
+    alerts: list[Row] = field(default_factory=list)
 
 
 class Feed:
@@ -44,6 +45,7 @@ class Feed:
             hosts=await self._get("hosts"),
             ledger=await self._get("ledger"),
             health=await self._get("health"),
+            alerts=await self._get("alerts"),
         )
 
     async def flows(self, label: int, since: str = "1m") -> list[Row]:

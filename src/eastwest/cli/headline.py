@@ -33,6 +33,9 @@ def _who(snapshot: Snapshot, filtered: str) -> Text:
     problems = sum(len(host["problems"]) for host in hosts)
     if problems:
         text.append(f"  {problems} problems (eastwest hosts)", "yellow")
+    firing = sum(alert["state"] == "firing" for alert in snapshot.alerts)
+    if firing:
+        text.append(f"  {firing} firing (eastwest alerts)", "bold red")
     if filtered:
         text.append(f"  filter: {filtered}", "cyan")
     return text

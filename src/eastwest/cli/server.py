@@ -42,6 +42,8 @@ async def _server(settings: "Settings") -> None:
     from eastwest.export.metrics import Metrics
     from eastwest.manager.manager import Manager
     from eastwest.store.store import Store
+    from eastwest.watch.routes import router
+    from eastwest.watch.watcher import Watcher
 
     async with (
         Bus(settings.bus) as bus,
@@ -51,13 +53,15 @@ async def _server(settings: "Settings") -> None:
         Metrics(
             settings.export.prometheus, bus, store, lambda: collector.status, lambda: exporter.status
         ) as metrics,
+        Watcher(settings.alerts, bus, store, settings.watch) as watcher,
         Manager(
             settings.server,
             bus,
             store,
             lambda: collector.status,
             page=metrics.page,
-            problems=exporter.problems,
+            routers=[router(watcher)],
+            problems=lambda: exporter.problems() + watcher.problems,
         ),
     ):
         await role.told()

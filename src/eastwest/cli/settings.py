@@ -10,6 +10,8 @@ from eastwest.labels.rules import Rule
 from eastwest.manager.manager import ManagerConfig
 from eastwest.probe.config import ProbeConfig
 from eastwest.store.store import StoreConfig
+from eastwest.watch.config import AlertsConfig
+from eastwest.watch.definition import Definition
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -23,3 +25,5 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     collector: CollectorConfig = msgspec.field(default_factory=CollectorConfig)
     store: StoreConfig = msgspec.field(default_factory=StoreConfig)
     export: ExportConfig = msgspec.field(default_factory=ExportConfig)
+    watch: list[Definition] = msgspec.field(default_factory=list)
+    alerts: AlertsConfig = msgspec.field(default_factory=AlertsConfig)

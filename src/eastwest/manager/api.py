@@ -1,10 +1,12 @@
 """The HTTP API. Each route is one question to the backend; every refusal is {"error", "remedy"}."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
@@ -52,16 +54,8 @@ class FlowQuery(TimeQuery):
     limit: int = Field(_LIMIT, ge=1, le=_MAX_LIMIT, description=f"1 to {_MAX_LIMIT}")
 
 
-_MUST_BE = {
-    field.alias or name: field.description
-    for model in (FlowQuery, AllQuery, models.Facts)
-    for name, field in model.model_fields.items()
-} | {"name": f"at most {_MAX_NAME} characters long"}
-"""Field → what its value must be, as its description says."""
-
-
-def create_app(backend: Backend) -> FastAPI:
-    """The application; its OpenAPI document is at /openapi.json."""
+def create_app(backend: Backend, routers: Sequence[APIRouter] = ()) -> FastAPI:
+    """The application, with other rooms' routes; its OpenAPI document is at /openapi.json."""
     app = FastAPI(
         title="eastwest",
         description="Labels, counters, flows and the ledger of the traffic between workloads.",
@@ -74,6 +68,8 @@ def create_app(backend: Backend) -> FastAPI:
     _add_flows(app, backend)
     _add_facts(app, backend)
     _add_metrics(app, backend)
+    for router in routers:
+        app.include_router(router)
     app.add_exception_handler(EastwestError, _refuse)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -165,11 +161,32 @@ async def _invalid(request: Request, exception: Exception) -> Response:
     where, *path = (str(part) for part in first["loc"])
     name, kind = (path or [""])[0], first["type"]
     if kind == "extra_forbidden":
-        thing = "fact" if where == "body" else "parameter"
+        body = "fact" if models.Facts in _asked(request) else "field"
+        thing = body if where == "body" else "parameter"
         return error(400, f"there is no {thing} '{name}'", "see /openapi.json for those there are")
-    if kind == "json_invalid" or name not in _MUST_BE:
+    must_be = _must_be(request, name)
+    if kind == "json_invalid" or must_be is None:
         return error(400, "the request's body is no JSON object", 'send one like {"tenant": "red"}')
-    return error(400, f"{name} must be {_MUST_BE[name]}", "correct it and ask again")
+    return error(400, f"{name} must be {must_be}", "correct it and ask again")
+
+
+def _must_be(request: Request, name: str) -> str | None:
+    """What a field of this request must be, as its description says."""
+    for model in _asked(request):
+        for field_name, field in model.model_fields.items():
+            if name == (field.alias or field_name):
+                return field.description
+    return f"at most {_MAX_NAME} characters long" if name == "name" else None
+
+
+def _asked(request: Request) -> list[type[BaseModel]]:
+    """The models that the request's route reads: its body's first."""
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute):
+        return []
+    parts = (*route.dependant.body_params, *route.dependant.query_params)
+    kinds = (part.field_info.annotation for part in parts)
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 async def _http(request: Request, exception: Exception) -> Response:

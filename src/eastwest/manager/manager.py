@@ -5,13 +5,14 @@ import contextlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 import uvicorn
+from fastapi import APIRouter
 
 from eastwest.bus.client import Bus
 from eastwest.collector.collector import CollectorStatus
@@ -45,7 +46,7 @@ class _Server(uvicorn.Server):
 
 class Manager:
     """Answers HTTP while it is entered. `collector`: the status of the one in this process, if any; `page`:
-    writes /metrics; `problems`: of what else runs in this process."""
+    writes /metrics; `routers` and `problems`: what other components answer, and what they cannot do."""
 
     def __init__(
         self,
@@ -55,12 +56,14 @@ class Manager:
         collector: Callable[[], CollectorStatus] | None = None,
         *,
         page: Page | None = None,
+        routers: Sequence[APIRouter] = (),
         problems: Callable[[], list[str]] = list,
     ) -> None:
         self._address = _parse(config.listen)
         self._config = config
         self._fleet = Fleet(bus)
         self._backend = Backend(bus, store, self._fleet, collector=collector, page=page, problems=problems)
+        self._routers = routers
         self._socket: socket.socket | None = None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -68,7 +71,7 @@ class Manager:
     async def __aenter__(self) -> Self:
         token = _token(self._config)
         self._socket = _listen(self._address)
-        app = Guard(create_app(self._backend), token, _LOCAL_NAMES | {self._address[0]})
+        app = Guard(create_app(self._backend, self._routers), token, _LOCAL_NAMES | {self._address[0]})
         self._server = _Server(
             uvicorn.Config(
                 app,

@@ -10,6 +10,13 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LATEST = 1 << 62
 
 
+def duration(text: str) -> int:
+    """Seconds of `text`, like 30s, 5m, 2h, 1d. Raises RefusedError."""
+    if how_long := _AGO.fullmatch(text):
+        return int(how_long[1]) * _SECONDS[how_long[2]]
+    raise RefusedError(f"'{text}' is not a length of time", "write 30s, 5m, 2h or 1d")
+
+
 def parse(text: str, now: int) -> int:
     """Unix ns of `text`, seen from `now` (unix ns). Raises RefusedError."""
     if ago := _AGO.fullmatch(text):

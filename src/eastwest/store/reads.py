@@ -158,10 +158,7 @@ def flows(database: Database, labels: Sequence[int] | None, since: int, until: i
     """
     return database.json(
         f"""
-        SELECT {_rfc3339("start")} AS `start`, {_rfc3339("end")} AS `end`, host,
-               toValidUTF8(toStringCutToZero(f.port)) AS port, label, class, direction,
-               {_address("src")} AS src, {_address("dst")} AS dst,
-               src_port, dst_port, protocol, packets, bytes, tcp_flags
+        SELECT {FLOW_FIELDS}
         FROM {DATABASE}.flows AS f
         WHERE f.`end` >= fromUnixTimestamp64Nano({{since:Int64}}, 'UTC')
           AND f.`start` <= fromUnixTimestamp64Nano({{until:Int64}}, 'UTC')
@@ -278,3 +275,12 @@ def _address(column: str) -> str:
     pairs = ", ".join(f"substring(lower(hex(f.{column})), {start}, 2)" for start in range(21, 32, 2))
     ip = f"replaceRegexpOne(toString(f.{column}), '^::ffff:([0-9]+[.])', '\\\\1')"
     return f"if(protocol > 255, concatWithSeparator(':', {pairs}), {ip})"
+
+
+FLOW_FIELDS = f"""
+    {_rfc3339("start")} AS `start`, {_rfc3339("end")} AS `end`, host,
+    toValidUTF8(toStringCutToZero(f.port)) AS port, label, class, direction,
+    {_address("src")} AS src, {_address("dst")} AS dst,
+    src_port, dst_port, protocol, packets, bytes, tcp_flags
+"""
+"""A row of `flows AS f` as the API shows it."""

@@ -6,6 +6,7 @@ as stored. So a crash between counting and dropping loses and doubles nothing: t
 
 from datetime import UTC, date, datetime, timedelta
 
+from eastwest.store import alerts
 from eastwest.store.engine import Database
 from eastwest.store.schema import DATABASE
 
@@ -22,6 +23,8 @@ def expire(database: Database, today: date, flow_days: int, minute_days: int) ->
         for day in _days(database, table):
             if day < _yyyymmdd(today - timedelta(days)):
                 _drop(database, table, day)
+    oldest = datetime.combine(today - timedelta(minute_days), datetime.min.time(), UTC)
+    alerts.expire(database, int(oldest.timestamp()) * 1_000_000_000)
     return gone
 
 

@@ -5,6 +5,7 @@ flows_1m   the same by minute, kept longer
 totals     the accounts of the probes, the latest state of each
 workloads  the latest document of each label, per host that had it
 evidence   first packets of suspect traffic, kept as long as flows
+alerts     the latest document of each alert, kept as long as flows_1m
 batches    the number of every message ever stored, so that a repeat is refused however late it comes
 expired    packets of the days of `flows` that were dropped, counted before the drop
 """
@@ -126,6 +127,9 @@ def statements() -> list[str]:
                 received DateTime64(9, 'UTC'), document String CODEC(ZSTD(1))
             ) ENGINE = ReplacingMergeTree PARTITION BY toYYYYMMDD(received)
             ORDER BY (host, boot, sequence, place)""",
+        f"""CREATE TABLE IF NOT EXISTS {DATABASE}.alerts (
+                id String, version UInt64, open Bool, last DateTime64(9, 'UTC'), document String
+            ) ENGINE = ReplacingMergeTree(version) ORDER BY id""",
         f"""CREATE TABLE IF NOT EXISTS {DATABASE}.batches (
                 host LowCardinality(String), boot UInt64, sequence UInt64 CODEC(Delta, ZSTD(1)),
                 kind LowCardinality(String), rows UInt32, packets UInt64,

@@ -2,21 +2,23 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
 from eastwest.bus.background import Background
 from eastwest.bus.messages import Workload
 from eastwest.errors import ConfigError, StoreError
-from eastwest.store import reads, retention, writes
+from eastwest.store import alerts, reads, retention, watching, writes
+from eastwest.store.alerts import StoredAlert
 from eastwest.store.batch import Batch
 from eastwest.store.engine import Engine
 from eastwest.store.reads import Account, Figures, LabelTotal, Minute, Stored, Totals, Witnessed
+from eastwest.store.watching import Cut, FlowFilter, Pair, Traffic, Window
 from eastwest.store.writes import Clock, Written
 
 log = logging.getLogger(__name__)
@@ -119,6 +121,40 @@ class Store:
     ) -> dict[Account, Stored]:
         """Packets stored up to each boot's cut, and which of the `wanted` sequences are stored."""
         return await self._engine.run(reads.stored, cuts, wanted)
+
+    async def stored_cuts(self, cuts: Collection[Cut]) -> set[Cut]:
+        """Which of these messages are stored."""
+        return await self._engine.run(watching.stored_cuts, cuts)
+
+    async def traffic(self, window: Window, lengths: Sequence[int], labels: Sequence[int]) -> list[Traffic]:
+        """Each label's traffic in windows of these lengths (seconds), where there is any."""
+        return await self._engine.run(watching.traffic, window, lengths, labels)
+
+    async def last_packets(self, labels: Sequence[int]) -> dict[int, int]:
+        """When each label's counters last moved, unix ns by its host's clock."""
+        return await self._engine.run(watching.last_packets, labels)
+
+    async def fresh_peers(self, window: Window, seconds: int, labels: Sequence[int]) -> list[Pair]:
+        """Whom labels met in the last `seconds` and not in the ten minutes before them."""
+        return await self._engine.run(watching.fresh_peers, window, seconds, labels)
+
+    async def known_peers(
+        self, window: Window, seconds: int, learn: int, pairs: Sequence[Pair]
+    ) -> tuple[set[Pair], dict[int, int]]:
+        """Which pairs had met in the `learn` seconds before; label → unix seconds of its oldest minute."""
+        return await self._engine.run(watching.known_peers, window, seconds, learn, pairs)
+
+    async def top_flows(self, window: Window, wanted: FlowFilter, limit: int) -> list[dict[str, Any]]:
+        """The largest flows that a filter lets through, as `flows` shows them."""
+        return await self._engine.run(watching.top_flows, window, wanted, limit)
+
+    async def put_alerts(self, states: Sequence[StoredAlert]) -> None:
+        """Store the states that alerts have now."""
+        await self._engine.run(lambda database: alerts.put(database, states, self._clock.now()))
+
+    async def alerts(self, open_only: bool, since: int, limit: int) -> list[bytes]:
+        """Documents of alerts that changed since (unix ns), the latest first."""
+        return await self._engine.run(alerts.read, open_only, since, limit)
 
     async def _retain(self) -> None:
         while True:

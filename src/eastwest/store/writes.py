@@ -125,12 +125,12 @@ def fresh(database: Database, batches: Sequence[Batch]) -> list[Batch]:
 
 def _numbers(batches: Sequence[Batch], seconds: int) -> bytes:
     return b"".join(
-        _string(batch.host.encode())
-        + _integers("<u8", batch.boot, batch.sequence)
-        + _string(batch.kind.encode())
-        + _integers("<u4", batch.count)
-        + _integers("<u8", batch.packets)
-        + _integers("<u4", seconds)
+        string(batch.host.encode())
+        + integers("<u8", batch.boot, batch.sequence)
+        + string(batch.kind.encode())
+        + integers("<u4", batch.count)
+        + integers("<u8", batch.packets)
+        + integers("<u4", seconds)
         for batch in batches
     )
 
@@ -139,11 +139,11 @@ def _workloads(batches: Sequence[Batch], now: int) -> bytes:
     # Documents are few and change seldom; a later one in the same message wins by its higher version.
     documents = [w for batch in batches for w in batch.workloads]
     return b"".join(
-        _integers("<u4", workload.label)
-        + _string(workload.host.encode())
+        integers("<u4", workload.label)
+        + string(workload.host.encode())
         + bytes([workload.present])
-        + _integers("<u8", now + order)
-        + _string(msgspec.json.encode(workload))
+        + integers("<u8", now + order)
+        + string(msgspec.json.encode(workload))
         for order, workload in enumerate(documents)
     )
 
@@ -151,21 +151,22 @@ def _workloads(batches: Sequence[Batch], now: int) -> bytes:
 def _evidence(batches: Sequence[Batch], now: int) -> bytes:
     # Packets are few: the kernel limits how many it samples.
     return b"".join(
-        _string(batch.host.encode())
-        + _integers("<u8", batch.boot, batch.sequence)
-        + _integers("<u4", place)
-        + _integers("<i8", now)
-        + _string(msgspec.json.encode(evidence))
+        string(batch.host.encode())
+        + integers("<u8", batch.boot, batch.sequence)
+        + integers("<u4", place)
+        + integers("<i8", now)
+        + string(msgspec.json.encode(evidence))
         for batch in batches
         for place, evidence in enumerate(batch.evidence)
     )
 
 
-def _integers(kind: str, *values: Any) -> bytes:
+def integers(kind: str, *values: Any) -> bytes:
+    """RowBinary: numbers of one kind, one behind the other."""
     return np.array(values, kind).tobytes()
 
 
-def _string(text: bytes) -> bytes:
+def string(text: bytes) -> bytes:
     """RowBinary: the length as LEB128, then the bytes."""
     length, size = bytearray(), len(text)
     while size >= 0x80:

@@ -1,0 +1,93 @@
+"""How far the knowledge of each host reaches.
+
+A probe reports its last cut; once that cut's last message is stored, everything the host counted until the
+report's time is stored as well. That time, by the host's own clock, is its *horizon*: windows end there, so
+that rows which come some seconds late are neither missed nor taken for silence. A host whose horizon does
+not move on is *away*: nothing can be said of its workloads, neither that they are well nor that they are not.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from eastwest.manager.fleet import Member
+from eastwest.store.store import Store
+from eastwest.store.watching import Cut
+
+_REMEMBERED = 16
+_LEAST_SECONDS = 10.0
+_MISSED_REPORTS = 5
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a host's report says of its last cut. `received`: monotonic seconds of this process."""
+
+    cut: Cut
+    time: int
+    received: float
+
+
+@dataclass
+class Host:
+    """`horizon`: unix ns by the host's clock; `since`: from when on it has moved without a gap."""
+
+    patience: float
+    reports: deque[Report] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    reached: Report | None = None
+    since: float = 0.0
+
+
+class Horizons:
+    """The horizons of all hosts, as of the last update."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._hosts: dict[str, Host] = {}
+        self.times: dict[str, int] = {}
+        """Host → horizon, of hosts that are not away."""
+        self.away: dict[str, float] = {}
+        """Host → seconds since its horizon last moved."""
+
+    async def update(self, members: Iterable[Member], interval: float) -> None:
+        """Take the latest reports; `interval`: seconds between updates. Raises StoreError."""
+        for member in members:
+            self._note(member, interval)
+        pending = {report.cut for host in self._hosts.values() for report in host.reports}
+        # A cut 0: nothing was ever counted there, so nothing is missing.
+        stored = await self._store.stored_cuts({cut for cut in pending if cut[2]})
+        now = time.monotonic()
+        self.times, self.away = {}, {}
+        for name, host in self._hosts.items():
+            _advance(host, stored)
+            age = now - host.reached.received if host.reached else float("inf")
+            if host.reached is None or age > host.patience:
+                self.away[name], host.since = age, 0.0
+            else:
+                host.since = host.since or now
+                self.times[name] = host.reached.time
+
+    def steady(self, host: str, now: float) -> float:
+        """For how many seconds (`now`: monotonic) the host's horizon has moved without a gap."""
+        known = self._hosts.get(host)
+        return now - known.since if known and host in self.times else 0.0
+
+    def _note(self, member: Member, interval: float) -> None:
+        report = member.report
+        host = self._hosts.setdefault(report.host, Host(0.0))
+        host.patience = max(_LEAST_SECONDS, _MISSED_REPORTS * report.interval_seconds, 3 * interval)
+        cut = (report.host, report.boot, report.cut)
+        if not host.reports or host.reports[-1].time != report.time:
+            host.reports.append(Report(cut, report.time, member.received))
+
+
+def _advance(host: Host, stored: set[Cut]) -> None:
+    """Up to the latest report whose cut is stored; those before it are of no more use."""
+    for index in range(len(host.reports) - 1, -1, -1):
+        report = host.reports[index]
+        if not report.cut[2] or report.cut in stored:
+            host.reached = report
+            for _ in range(index):
+                host.reports.popleft()
+            return

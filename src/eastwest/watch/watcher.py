@@ -1,0 +1,203 @@
+"""The watcher: every few seconds it holds what is stored against watches, and keeps the book of alerts."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from eastwest.bus.background import Background
+from eastwest.bus.client import Bus
+from eastwest.bus.messages import SILENCES_BUCKET, WATCHES_BUCKET, Silence, Watch, Workload
+from eastwest.errors import BusError, StoreError
+from eastwest.manager.fleet import Fleet
+from eastwest.store.alerts import StoredAlert
+from eastwest.store.store import Store
+from eastwest.store.watching import NS, Window
+from eastwest.watch.alert import Alert, Finding
+from eastwest.watch.book import Book, Changes, Moment
+from eastwest.watch.conditions import Conditions, Verdict, select
+from eastwest.watch.config import AlertsConfig
+from eastwest.watch.definition import Definition, check_silence
+from eastwest.watch.desired import Kept, Silences, Watches
+from eastwest.watch.horizon import Horizons
+from eastwest.watch.suspects import Suspects
+
+log = logging.getLogger(__name__)
+
+_MOST_STORED = 100_000
+
+
+class Watcher:
+    """Raises and ends alerts while it is entered. What it cannot do now is in `problems`."""
+
+    def __init__(
+        self, config: AlertsConfig, bus: Bus, store: Store, watches: Sequence[Definition] = ()
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._fleet = Fleet(bus)
+        self._kept_watches = Kept(bus, WATCHES_BUCKET, Definition, lambda watch: None)
+        self._kept_silences = Kept(bus, SILENCES_BUCKET, Silence, check_silence)
+        self.watches = Watches(watches, self._kept_watches)
+        self.silences = Silences(self._kept_silences)
+        self._horizons = Horizons(store)
+        self._conditions = Conditions(store, self._horizons)
+        self._suspects = Suspects(store)
+        self._book = Book(config.max_open)
+        self._workloads: list[Workload] = []
+        self._verdict = Verdict()
+        self._unwritten: dict[str, Alert] = {}
+        self._shown: list[Alert] = []
+        self._problem: str | None = None
+        self.evaluations = 0
+        """How often it has looked at everything."""
+        self._stack = AsyncExitStack()
+        self._work = Background()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            for part in (self._fleet, self._kept_watches, self._kept_silences):
+                await stack.enter_async_context(part)
+            self._stack = stack.pop_all()
+        await self._work.start(self._run(), "watcher")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._work.stop(kind, error, trace)
+        finally:
+            await self._stack.__aexit__(kind, error, trace)
+
+    # -- what others ask -----------------------------------------------------------------------------------
+
+    @property
+    def problems(self) -> list[str]:
+        """What cannot be watched now, each with its reason."""
+        found = [f"watching: {self._problem}"] if self._problem else []
+        if self._book.refused:
+            found.append(
+                f"{self._book.refused} alerts are not raised: {self._config.max_open} are open;"
+                " raise max_open of [alerts], or narrow the watches"
+            )
+        for kept in (self._kept_watches, self._kept_silences):
+            found += [f"{key} on the bus cannot be used: {why}" for key, why in kept.unreadable.items()]
+        for watch in self.watches.all:
+            reasons = self.unknown(watch.name)
+            if reasons:
+                label, reason = min(reasons.items())
+                more = f" (and {len(reasons) - 1} other labels)" if len(reasons) > 1 else ""
+                found.append(f"watch {watch.name} cannot judge label {label}{more}: {reason}")
+        return found
+
+    def unknown(self, watch: str) -> dict[int, str]:
+        """Labels that a watch cannot judge now → why."""
+        return {label: why for (name, label), why in self._verdict.unknown.items() if name == watch}
+
+    def matched(self, watch: Watch) -> int:
+        """How many present workloads a watch selects."""
+        return len(self._conditions.chosen(watch.match))
+
+    @property
+    def open_alerts(self) -> list[Alert]:
+        """The latest to be raised first."""
+        return sorted(self._shown, key=lambda alert: -alert.first_seen)
+
+    async def alerts(self, since: int) -> list[Alert]:
+        """Open alerts, and those that ended since (unix ns). Raises StoreError."""
+        found = self.open_alerts
+        known = {alert.id for alert in found}
+        for document in await self._store.alerts(False, since, _MOST_STORED):
+            alert = msgspec.json.decode(document, type=Alert)
+            if alert.id not in known and alert.state == "resolved":
+                found.append(alert)
+        return found
+
+    # -- what it does --------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        restored = False
+        while True:
+            begun = time.monotonic()
+            try:
+                if not restored:
+                    await self._restore()
+                    restored = True
+                await self._evaluate()
+                self.evaluations += 1
+                await self.silences.expire()
+                self._report(None)
+            except (StoreError, BusError) as error:
+                self._report(str(error))
+            await asyncio.sleep(max(0.0, self._config.interval_seconds - (time.monotonic() - begun)))
+
+    async def _restore(self) -> None:
+        documents = await self._store.alerts(True, 0, self._config.max_open)
+        found = [msgspec.json.decode(document, type=Alert) for document in documents]
+        self._book.restore(found, time.monotonic())
+        self._suspects.restore(found, time.time_ns())
+        self._shown = self._book.alerts
+
+    async def _evaluate(self) -> None:
+        """One look at everything. Raises StoreError; then nothing is raised and nothing ended."""
+        workloads = await self._store.workloads()
+        if workloads != self._workloads:
+            self._workloads = workloads
+        await self._horizons.update(self._fleet.members, self._config.interval_seconds)
+        self._verdict = await self._conditions.evaluate(self.watches.all, self._workloads)
+        by_label = {workload.label: workload for workload in self._workloads}
+        findings = self._verdict.findings + await self._suspects.evaluate(by_label)
+        alerts, labels = self._silenced()
+        moment = Moment(
+            now=time.time_ns(),
+            monotonic=time.monotonic(),
+            silenced=lambda alert: alert.id in alerts or alert.label in labels,
+            unknown=self._is_unknown,
+        )
+        changes = self._book.apply(findings, moment)
+        self._unwritten |= changes.changed
+        await self._show_flows(changes, findings)
+        self._shown = self._book.alerts
+        await self._write()
+
+    def _silenced(self) -> tuple[set[str], set[int]]:
+        """Ids of alerts, and labels, that are silenced now."""
+        silences = self.silences.all
+        chosen = [select(s.match, self._workloads) for s in silences if s.match is not None]
+        return {s.alert for s in silences if s.alert}, {w.label for group in chosen for w in group}
+
+    def _is_unknown(self, alert: Alert) -> bool:
+        if alert.watch and (alert.watch, alert.label) in self._verdict.unknown:
+            return True
+        return bool(alert.host) and alert.host not in self._horizons.times
+
+    async def _show_flows(self, changes: Changes, findings: Sequence[Finding]) -> None:
+        """The flows behind what has just been raised; later ones would only say the same again."""
+        window = Window(self._horizons.times, time.time_ns() // NS)
+        wanted = {finding.key: finding.flows for finding in findings}
+        for alert in changes.raised:
+            if (flows := wanted.get(alert.key)) is None or alert.flows:
+                continue
+            try:
+                alert.flows = await self._store.top_flows(window, flows, self._config.flows)
+            except StoreError as error:
+                log.warning("no flows for alert %s: %s", alert.id, error)  # an alert all the same
+
+    async def _write(self) -> None:
+        states = [
+            StoredAlert(alert.id, alert.state != "resolved", alert.last_seen, msgspec.json.encode(alert))
+            for alert in self._unwritten.values()
+        ]
+        await self._store.put_alerts(states)
+        self._unwritten = {}
+
+    def _report(self, problem: str | None) -> None:
+        if problem != self._problem and problem is not None:
+            log.warning("nothing is watched: %s", problem)
+        self._problem = problem
