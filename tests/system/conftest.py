@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import quiet, require
+from tests.system.guest import Image, build
 from tests.system.podman_site import PodmanSite
 from tests.system.user_site import Site
+
+
+@pytest.fixture(scope="session")
+def image(root: None, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """What a QEMU guest boots from."""
+    return build(tmp_path_factory.mktemp("guest"))
 
 
 @pytest.fixture

@@ -47,8 +47,10 @@ for module in {" ".join(MODULES + NETWORK_MODULES)}; do insmod /modules/$module.
 ip link set lo up
 ip address add $ADDRESS dev eth0; ip link set eth0 up
 [ -z "$PEER" ] || arp -i eth0 -s $PEER $PEER_MAC
+[ -z "$COUNT" ] || udp $PEER $PORT $COUNT $SIZE
 echo ready
 while read line; do eval "$line"; echo done; done
+while true; do sleep 1000; done
 """
 
 
@@ -83,25 +85,26 @@ def build(directory: Path) -> Image:
     return Image(kernel, archive)
 
 
-def boot(
-    image: Image, address: str = "10.0.2.15/24", peer: str = "10.0.2.2", peer_mac: str = ""
-) -> list[str]:
-    """The part of QEMU's arguments that boots a guest with this address."""
-    words = f"console=ttyS0 quiet panic=-1 ipv6.disable=1 ADDRESS={address} PEER={peer} PEER_MAC={peer_mac}"
-    machine = [
-        "-accel",
-        "tcg",
-        "-cpu",
-        "max",
-        "-m",
-        "128",
-        "-no-reboot",
-        "-serial",
-        "stdio",
-        "-monitor",
-        "none",
+def words(address: str = "10.0.2.15/24", peer: str = "", peer_mac: str = "", more: str = "") -> str:
+    """The kernel's command line: the guest's address, and a neighbour that it need not ask for."""
+    network = f"ADDRESS={address} PEER={peer} PEER_MAC={peer_mac}"
+    return f"console=ttyS0 quiet panic=-1 ipv6.disable=1 {network} {more}"
+
+
+def boot(image: Image, words: str) -> list[str]:
+    """The part of QEMU's arguments that boots a guest which listens on the console."""
+    machine = ["-accel", "tcg", "-cpu", "max", "-m", "128", "-no-reboot"]
+    console = ["-serial", "stdio", "-monitor", "none"]
+    return [
+        *machine,
+        *console,
+        "-kernel",
+        str(image.kernel),
+        "-initrd",
+        str(image.initramfs),
+        "-append",
+        words,
     ]
-    return [*machine, "-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", words]
 
 
 EMPTY = ("-S", "-accel", "tcg", "-m", "16", "-serial", "none", "-monitor", "none")

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eastwest.bus.client import Bus
+from eastwest.inventory.source import Source
 from eastwest.kernel.netns import OWN as NETNS
 from eastwest.kernel.netns import inside
 from eastwest.labels.rules import Rule
@@ -63,8 +64,11 @@ class Harness:
         }
 
     async def becomes(self, expected: dict[int, int], seconds: float = 20) -> None:
-        """Wait until label → packets is as expected, in totals and in flows alike, bytes too."""
-        wanted = {label: (packets, packets * IP_BYTES) for label, packets in expected.items()}
+        """Wait until label → packets is as expected, each of IP_BYTES."""
+        await self.counts({label: (n, n * IP_BYTES) for label, n in expected.items()}, seconds)
+
+    async def counts(self, wanted: dict[int, tuple[int, int]], seconds: float = 20) -> None:
+        """Wait until label → packets and bytes is as wanted, in totals and in flows alike."""
         got: object = None
 
         async def same() -> bool:
@@ -98,13 +102,20 @@ async def holds(condition: Callable[[], bool]) -> None:
 
 @asynccontextmanager
 async def harness(
-    server: RunningServer, state: Path, rules: list[Rule] | None = None, **settings: Any
+    server: RunningServer,
+    state: Path,
+    rules: list[Rule] | None = None,
+    sources: Sequence[Source] = (),
+    **settings: Any,
 ) -> AsyncIterator[Harness]:
     """Run a probe; what it pinned stays."""
     config = ProbeConfig(
         host="h", state_dir=state, interval_seconds=0.2, flow_entries=4096, accounts=64, **settings
     )
-    async with Bus(server.files.bus_config("probe")) as bus, Probe(config, rules or [], bus) as probe:
+    async with (
+        Bus(server.files.bus_config("probe")) as bus,
+        Probe(config, rules or [], bus, sources) as probe,
+    ):
         task = asyncio.create_task(probe.run())
         try:
             yield Harness(probe, server)

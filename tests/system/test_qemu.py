@@ -143,6 +143,25 @@ def test_user_mode_networking_is_the_vms_where_its_cgroup_is(netns: Path, cgroup
     watch(netns, cgroup, test)
 
 
+def test_threads_in_cgroups_of_their_own_are_the_emulators(netns: Path, cgroup: Path) -> None:
+    """As libvirt makes them: any thread may make a socket, so the cgroup is that of the whole process."""
+    own = place(cgroup, "own")
+    with Emulator(netns, *EMPTY, "-nic", "user", "-name", "nat", cgroup=own) as emulator:
+        asyncio.run(until(lambda: _holds(own, emulator.pid)))
+        (own / "emulator").mkdir()
+        (own / "emulator/cgroup.type").write_text("threaded")
+        (own / "emulator/cgroup.threads").write_text(str(emulator.pid))
+        assert "/own/emulator" in Path(f"/proc/{emulator.pid}/cgroup").read_text()
+
+        async def test(watched: Watched) -> None:
+            found = await watched.become(lambda claims: "qemu:nat" in claims)
+            assert found["qemu:nat"] == Claim("qemu:nat", "vm", "nat", cgroup="/own", sockets=True)
+            emulator.process.kill()
+            await watched.become(lambda claims: not claims)
+
+        watch(netns, cgroup, test)
+
+
 def test_an_emulator_in_the_scopes_root_claims_no_sockets(netns: Path, cgroup: Path) -> None:
     """Whatever else is started there would be taken for the VM."""
 
@@ -209,6 +228,10 @@ def test_an_emulator_that_goes_to_the_background_is_followed(
             await until(lambda: _empty(cgroup / "own"))
 
     watch(netns, cgroup, test)
+
+
+async def _holds(cgroup: Path, pid: int) -> bool:
+    return str(pid) in (cgroup / "cgroup.procs").read_text().split()
 
 
 async def _empty(cgroup: Path) -> bool:
