@@ -12,7 +12,8 @@ import pytest
 from eastwest.bus.messages import Facts
 from eastwest.inventory import containers, engine
 from eastwest.inventory.config import InventoryConfig
-from eastwest.inventory.containers import Containers, facts_of
+from eastwest.inventory.containers import Containers
+from eastwest.inventory.facts import facts_of
 from eastwest.inventory.scope import Scope
 
 IDS = [digit * 64 for digit in "0123456789abcdef"]

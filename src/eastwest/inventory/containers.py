@@ -7,10 +7,10 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from eastwest.bus.messages import Facts
 from eastwest.errors import InventoryError, KernelError
 from eastwest.inventory.config import InventoryConfig
 from eastwest.inventory.engine import MOST_CONTAINERS, Container, Engine
+from eastwest.inventory.facts import LONGEST_WORD, facts_of
 from eastwest.inventory.model import Claim, readable
 from eastwest.inventory.processes import cgroup_of
 from eastwest.inventory.scope import Scope
@@ -21,8 +21,6 @@ _CONTAINER = re.compile(
     r"(?:libpod-|libpod-payload-|docker-|crio-|cri-containerd-|nerdctl-)?([0-9a-f]{64})(?:\.scope)?"
 )
 _ID = re.compile(r"[0-9a-f]{64}")
-_HIGHEST_ID = (1 << 32) - 1
-_LONGEST_WORD = 255
 
 _OVERLAP_SECONDS = 3.0
 """Events this long before the list is asked for are heard as well: none falls between the two."""
@@ -55,29 +53,6 @@ def container_cgroup(cgroup: str) -> str:
         if _CONTAINER.fullmatch(name):
             return "/".join(names[:depth])
     return ""
-
-
-def facts_of(labels: dict[str, str], config: InventoryConfig) -> tuple[Facts, list[str]]:
-    """What a container's labels say of it, and which of them cannot be used."""
-    refused = []
-
-    def word(key: str) -> str | None:
-        value = readable(labels.get(key, ""))
-        if len(value) > _LONGEST_WORD:
-            refused.append(f"its label {key} is longer than {_LONGEST_WORD} characters")
-            return None
-        return value or None
-
-    tenant, service = word(config.tenant_label), word(config.service_label)
-    number, service_id = word(config.service_id_label), None
-    if number:
-        if re.fullmatch("[0-9]{1,10}", number) and int(number) <= _HIGHEST_ID:
-            service_id = int(number)
-        else:
-            refused.append(
-                f"its label {config.service_id_label} = '{number[:40]}' is no number up to {_HIGHEST_ID}"
-            )
-    return Facts(tenant=tenant, service=service, service_id=service_id), refused
 
 
 @dataclass(frozen=True)
@@ -268,4 +243,4 @@ def _is_there(path: Path) -> bool:
 
 
 def _name(name: str, number: str) -> str:
-    return readable(name.removeprefix("/"))[:_LONGEST_WORD] or number[:12]
+    return readable(name.removeprefix("/"))[:LONGEST_WORD] or number[:12]

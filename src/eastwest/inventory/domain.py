@@ -16,7 +16,7 @@ from xml.parsers import expat
 from eastwest.bus.messages import Facts
 from eastwest.errors import InventoryError
 from eastwest.inventory.config import InventoryConfig
-from eastwest.inventory.facts import facts_of
+from eastwest.inventory.facts import LONGEST_WORD, facts_of
 from eastwest.inventory.model import Claim, readable
 
 LONGEST = 1 << 20
@@ -25,7 +25,6 @@ LONGEST = 1 << 20
 _WORKLOAD = "https://eastwest.dev/libvirt/1 workload"
 _NOVA_PROJECT = re.compile(r"http://openstack\.org/xmlns/libvirt/nova/[0-9.]+ project")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_NAME_CHARACTERS = 255
 _DEVICE_CHARACTERS = 15
 
 
@@ -44,7 +43,7 @@ def read(document: str, config: InventoryConfig) -> tuple[Claim | None, list[str
     claim = Claim(
         identity=f"vm:{uuid}",
         kind="vm",
-        name=readable(domain.findtext("name") or uuid)[:_NAME_CHARACTERS],
+        name=readable(domain.findtext("name") or uuid)[:LONGEST_WORD],
         facts=facts,
         devices=frozenset(device for interface in interfaces if (device := _device(interface))),
         sockets=any(interface.get("type") == "user" for interface in interfaces),

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from eastwest.inventory.facts import LONGEST_WORD
 from eastwest.inventory.model import readable
 from eastwest.inventory.processes import cgroup_of
 from eastwest.inventory.scope import Scope
 
 _COMMAND_LINE_BYTES = 1 << 18
-_NAME_CHARACTERS = 255
 _DESCRIPTORS = 1 << 14
 _PROCESSES = 1 << 10
 
@@ -58,7 +58,7 @@ def parse(arguments: list[str]) -> CommandLine:
         elif option in ("netdev", "nic", "net"):
             networks.append(_value(next(given, ""), "type"))
     return CommandLine(
-        name=readable(name)[:_NAME_CHARACTERS],
+        name=readable(name)[:LONGEST_WORD],
         uuid=uuid if _UUID.fullmatch(uuid) and uuid != _NO_UUID else "",
         # Told nothing of a network, QEMU gives the VM a card with user-mode networking.
         user_network="user" in networks or not (networks or "nodefaults" in flags),

@@ -7,17 +7,18 @@ from eastwest.inventory.config import InventoryConfig
 from eastwest.inventory.model import readable
 
 _HIGHEST_ID = (1 << 32) - 1
-_LONGEST_WORD = 255
+LONGEST_WORD = 255
+"""Characters of a name, a tenant, a service."""
 
 
 def facts_of(labels: dict[str, str], config: InventoryConfig) -> tuple[Facts, list[str]]:
-    """What a container's labels say of it, and which of them cannot be used."""
+    """What a workload's labels say of it, and which of them cannot be used."""
     refused = []
 
     def word(key: str) -> str | None:
         value = readable(labels.get(key, ""))
-        if len(value) > _LONGEST_WORD:
-            refused.append(f"its label {key} is longer than {_LONGEST_WORD} characters")
+        if len(value) > LONGEST_WORD:
+            refused.append(f"its label {key} is longer than {LONGEST_WORD} characters")
             return None
         return value or None
 
