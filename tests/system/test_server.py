@@ -59,9 +59,18 @@ def test_a_row_becomes_an_answer(tmp_path: Path) -> None:
                 "host": "h", "port": "veth0", "label": 1, "class": "normal", "direction": "egress",
                 "src": "10.0.0.1", "dst": "10.0.0.2", "src_port": 1000, "dst_port": 80, "protocol": 6,
                 "packets": 10, "bytes": 1000, "tcp_flags": 27,
+                "community_id": "1:lWJQYXirSlmWE2qTFPykhczY8U4=",
             }  # fmt: skip
             models.Flow.model_validate(flow)
             assert [f["packets"] for f in await s.get("flows", **ALL)] == [30, 20, 10]
+            lines = await s.api.get("/api/v1/flows/lines", params={"limit": 2, **ALL})
+            assert lines.headers["content-type"] == "application/x-ndjson"
+            assert [json.loads(line) for line in lines.text.splitlines()] == (
+                await s.get("flows", limit=2, **ALL)
+            )
+            assert (
+                await s.api.get("/api/v1/flows/lines", params={"until": "2021-01-01T00:00:00Z"} | ALL)
+            ).text == ""
             assert [f["packets"] for f in await s.get("flows", limit=1, **ALL)] == [30]
             assert await s.get("flows") == []
             assert await s.get("flows", label="tenant=nobody", **ALL) == []

@@ -16,6 +16,7 @@ from eastwest.meter.rows import FLOW_ROW
 from eastwest.store import writes
 from eastwest.store.batch import Batch
 from eastwest.store.engine import Database
+from eastwest.store.reads import FlowQuestion
 from eastwest.store.store import Store, StoreConfig
 from tests.conftest import require
 from tests.system.fake_probe import START, flow_rows, total_rows, workload
@@ -184,7 +185,7 @@ def test_addresses_and_odd_ports_are_shown_as_they_are(tmp_path: Path) -> None:
         rows["port"] = [b"", b"tap\xff", b"0123456789abcde", b'"quote']
         async with Store(StoreConfig(path=tmp_path)) as store:
             await store.write([Batch("h", 1, 1, "flows", rows)])
-            flows = json.loads(await store.flows([1], 0, 1 << 62, 10))
+            flows = json.loads(await store.flows(FlowQuestion([1], 0, 1 << 62, 10)))
             assert [(f["src"], f["dst"], f["port"]) for f in flows] == [
                 ("10.0.0.1", "10.0.0.2", ""),
                 ("02:00:00:0a:00:01", "ff:ff:ff:ff:ff:ff", "tap\ufffd"),

@@ -88,6 +88,18 @@ def test_flows_say_that_there_may_be_more(api: Stub, capsys: Capture, form: list
     assert not form or json.loads(out) == [flow(), flow()]
 
 
+def test_flows_as_lines_are_what_the_api_says(api: Stub, capsys: Capture) -> None:
+    """Line by line, untouched; with the notice where there may be more, and not together with --json."""
+    api.answers["flows/lines"] = b'{"label":1}\n{"label":2}\n'
+    assert cli.main(["flows", "--json-lines", "--since", "1h", "--limit", "2"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == '{"label":1}\n{"label":2}\n'
+    assert "only the latest 2 flows are shown" in shown.err
+    assert api.asked[0][1:3] == ("flows/lines", {"since": ["1h"], "limit": ["2"]})
+    assert cli.main(["flows", "--json-lines", "--json"]) == 2
+    assert "one of --json and --json-lines" in capsys.readouterr().err
+
+
 def test_flows_tell_their_default_limit(capsys: Capture) -> None:
     """In the help; and it is asked for."""
     assert cli.main(["flows", "--help"]) == 0

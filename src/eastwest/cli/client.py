@@ -63,6 +63,11 @@ class Api:
         """The document at /api/v1/`path`. Raises RefusedError."""
         return self._ask("GET", path, parameters=parameters)
 
+    def text(self, path: str, parameters: Parameters | None = None) -> str:
+        """The text at /api/v1/`path`. Raises RefusedError."""
+        response = self._send("GET", path, parameters)
+        return response.text if response.is_success else str(decoded(response, self.url))
+
     def post(self, path: str, document: object) -> Any:
         """Send a document to /api/v1/`path`. Raises RefusedError."""
         return self._ask("POST", path, document=document)
@@ -74,14 +79,18 @@ class Api:
     def _ask(
         self, method: str, path: str, parameters: Parameters | None = None, document: object = None
     ) -> Any:
+        return decoded(self._send(method, path, parameters, document), self.url)
+
+    def _send(
+        self, method: str, path: str, parameters: Parameters | None, document: object = None
+    ) -> httpx.Response:
         address = f"{self.url}/api/v1/{path}"
         try:
-            response = self._http.request(method, address, params=parameters, json=document)
+            return self._http.request(method, address, params=parameters, json=document)
         except httpx.TimeoutException:
             raise RefusedError(f"no answer from {self.url} in time", "see its log, or try again") from None
         except httpx.TransportError as error:
             raise unreachable(self.url, error) from None
-        return decoded(response, self.url)
 
 
 def unreachable(url: str, error: Exception) -> RefusedError:

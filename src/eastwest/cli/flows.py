@@ -51,7 +51,12 @@ COLUMNS = (
     help=f"Only the latest N.  [default: {_LIMIT}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(label: str | None, since: str | None, until: str | None, limit: int, as_json: bool) -> None:
+@click.option(
+    "--json-lines", "as_lines", is_flag=True, help="Print one JSON document a line, the latest first."
+)
+def command(
+    label: str | None, since: str | None, until: str | None, limit: int, *, as_json: bool, as_lines: bool
+) -> None:
     """Show flow records, the largest first."""
     _refuse_reversed(since or _SINCE, until)
     parameters: Parameters = {"limit": limit}
@@ -60,19 +65,35 @@ def command(label: str | None, since: str | None, until: str | None, limit: int,
         parameters["label"] = label
     said = {"since": since, "until": until}
     parameters |= {name: value for name, value in said.items() if value is not None}
+    if as_json and as_lines:
+        raise click.UsageError("give one of --json and --json-lines")
+    if as_lines:
+        _show_lines(parameters, limit)
+        return
     with Api() as api:
         rows = api.get("flows", parameters)
         # Names are for people; the document that scripts read has labels only.
         names = {} if as_json else {row["label"]: row["name"] for row in api.get("labels", {"all": "true"})}
-    if len(rows) >= limit:
-        notice = f"only the latest {limit} flows are shown; use --limit or a narrower --since"
-        click.echo(f"eastwest: {notice}", err=True)
+    _notice(len(rows), limit)
     if as_json:
         show_json(rows)
         return
     rows = [row | {"name": names.get(row["label"], "")} for row in rows]
     rows.sort(key=lambda row: -int(row["bytes"]))
     show_table(COLUMNS, rows, "no flows in this time", _style)
+
+
+def _show_lines(parameters: Parameters, limit: int) -> None:
+    with Api() as api:
+        lines = api.text("flows/lines", parameters)
+    click.echo(lines, nl=False)
+    _notice(lines.count("\n"), limit)
+
+
+def _notice(shown: int, limit: int) -> None:
+    if shown >= limit:
+        notice = f"only the latest {limit} flows are shown; use --limit or a narrower --since"
+        click.echo(f"eastwest: {notice}", err=True)
 
 
 def _refuse_reversed(since: str, until: str | None) -> None:

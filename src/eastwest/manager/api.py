@@ -54,6 +54,12 @@ class FlowQuery(TimeQuery):
     limit: int = Field(_LIMIT, ge=1, le=_MAX_LIMIT, description=f"1 to {_MAX_LIMIT}")
 
 
+class Lines(Response):
+    """JSON lines (https://jsonlines.org)."""
+
+    media_type = "application/x-ndjson"
+
+
 def create_app(backend: Backend, routers: Sequence[APIRouter] = ()) -> FastAPI:
     """The application, with other rooms' routes; its OpenAPI document is at /openapi.json."""
     app = FastAPI(
@@ -115,6 +121,11 @@ def _add_flows(app: FastAPI, backend: Backend) -> None:
         """Flows that were active between two times, the latest first."""
         document = await backend.flows(query.label, query.since, query.until, query.limit)
         return Response(document, media_type="application/json")
+
+    @app.get("/api/v1/flows/lines", response_class=Lines)
+    async def flow_lines(query: Annotated[FlowQuery, Query()]) -> Response:
+        """The same as JSON lines: one flow a line."""
+        return Lines(await backend.flows(query.label, query.since, query.until, query.limit, lines=True))
 
     @app.get("/api/v1/minutes")
     async def minutes(query: Annotated[TimeQuery, Query()]) -> list[models.Minute]:

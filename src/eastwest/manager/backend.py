@@ -16,6 +16,7 @@ from eastwest.collector.collector import CollectorStatus
 from eastwest.errors import BusError, NotFoundError
 from eastwest.manager import ledger, models, times, views
 from eastwest.manager.fleet import Fleet, Member
+from eastwest.store.reads import FlowQuestion
 from eastwest.store.store import Store
 
 _ATTEMPTS = 10
@@ -60,10 +61,12 @@ class Backend:
     async def hosts(self) -> list[models.Host]:
         return views.hosts(self._fleet.members)
 
-    async def flows(self, selector: str | None, since: str, until: str | None, limit: int) -> bytes:
-        """A JSON list of `models.Flow`. Raises RefusedError for what is no selector or time."""
+    async def flows(
+        self, selector: str | None, since: str, until: str | None, limit: int, lines: bool = False
+    ) -> bytes:
+        """A JSON list (or lines) of `models.Flow`. Raises RefusedError for what is no selector or time."""
         start, end = _range(since, until)
-        return await self._store.flows(await self._selected(selector), start, end, limit)
+        return await self._store.flows(FlowQuestion(await self._selected(selector), start, end, limit), lines)
 
     async def minutes(self, selector: str | None, since: str, until: str | None) -> list[models.Minute]:
         """Raises RefusedError for what is no selector or time."""

@@ -100,6 +100,7 @@ class Flow(BaseModel):
     packets: int
     bytes: int
     tcp_flags: int
+    community_id: str = Field(description="version 1; empty for what is not IP")
 
 
 class Minute(BaseModel):

@@ -31,15 +31,18 @@ class Database:
         )
         return rows
 
-    def json(self, sql: str, parameters: Mapping[str, object]) -> bytes:
-        """The rows of a SELECT as one JSON list of objects. Raises StoreError."""
-        settings = {"output_format_json_array_of_rows": 1, "output_format_json_quote_64bit_integers": 0}
+    def json(self, sql: str, parameters: Mapping[str, object], lines: bool = False) -> bytes:
+        """The rows of a SELECT as one JSON list of objects, or (`lines`) as one a line. Raises StoreError."""
+        settings = {
+            "output_format_json_array_of_rows": int(not lines),
+            "output_format_json_quote_64bit_integers": 0,
+        }
         document: bytes = self._try(
             lambda: self._client.raw_query(
                 sql, parameters=dict(parameters), settings=settings, fmt="JSONEachRow"
             )
         )
-        return document or b"[]"
+        return document or (b"" if lines else b"[]")
 
     def command(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
         """Run a statement. Raises StoreError."""

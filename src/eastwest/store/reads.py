@@ -7,6 +7,7 @@ import msgspec
 
 from eastwest.bus.messages import Evidence, Workload
 from eastwest.meter.rows import LOSSES, TOTAL_ROW
+from eastwest.store import community_id
 from eastwest.store.engine import Database
 from eastwest.store.schema import DATABASE
 
@@ -151,21 +152,41 @@ def figures(database: Database) -> list[Figures]:
     ]
 
 
-def flows(database: Database, labels: Sequence[int] | None, since: int, until: int, limit: int) -> bytes:
-    """Flows that were active between two times (unix ns), the latest first, as a JSON list; None: all labels.
+@dataclass(frozen=True)
+class FlowQuestion:
+    """Flows that were active between two times (unix ns), the latest; `labels` None: of all."""
+
+    labels: Sequence[int] | None
+    since: int
+    until: int
+    limit: int
+
+
+def flows(database: Database, asked: FlowQuestion, seed: int, lines: bool) -> bytes:
+    """Flows, the latest first, as a JSON list or, `lines`, as an object a line; `seed`: of Community IDs.
 
     The database writes the document, so that no row passes through Python.
     """
     return database.json(
         f"""
-        SELECT {FLOW_FIELDS}
-        FROM {DATABASE}.flows AS f
-        WHERE f.`end` >= fromUnixTimestamp64Nano({{since:Int64}}, 'UTC')
-          AND f.`start` <= fromUnixTimestamp64Nano({{until:Int64}}, 'UTC')
-          {"" if labels is None else "AND label IN {labels:Array(UInt32)}"}
-        ORDER BY f.`end` DESC, packets DESC LIMIT {{limit:UInt32}}
+        WITH {community_id.with_clause("f", seed)}
+        SELECT {FLOW_FIELDS}, community_id
+        FROM (
+            SELECT * FROM {DATABASE}.flows AS g
+            WHERE g.`end` >= fromUnixTimestamp64Nano({{since:Int64}}, 'UTC')
+              AND g.`start` <= fromUnixTimestamp64Nano({{until:Int64}}, 'UTC')
+              {"" if asked.labels is None else "AND label IN {labels:Array(UInt32)}"}
+            ORDER BY g.`end` DESC, packets DESC LIMIT {{limit:UInt32}}
+        ) AS f
+        ORDER BY f.`end` DESC, packets DESC
         """,
-        {"since": since, "until": until, "limit": limit, "labels": list(labels or [])},
+        {
+            "since": asked.since,
+            "until": asked.until,
+            "limit": asked.limit,
+            "labels": list(asked.labels or []),
+        },
+        lines,
     )
 
 

@@ -17,7 +17,16 @@ from eastwest.store import alerts, reads, retention, watching, writes
 from eastwest.store.alerts import StoredAlert
 from eastwest.store.batch import Batch
 from eastwest.store.engine import Engine
-from eastwest.store.reads import Account, Figures, LabelTotal, Minute, Stored, Totals, Witnessed
+from eastwest.store.reads import (
+    Account,
+    Figures,
+    FlowQuestion,
+    LabelTotal,
+    Minute,
+    Stored,
+    Totals,
+    Witnessed,
+)
 from eastwest.store.watching import Cut, FlowFilter, Pair, Traffic, Window
 from eastwest.store.writes import Clock, Written
 
@@ -34,6 +43,8 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     url: str | None = None
     retention_days: int = 7
     rollup_days: int = 90
+    community_id_seed: int = 0
+    """Of Community IDs; others' tools must have the same."""
 
 
 class Store:
@@ -44,6 +55,10 @@ class Store:
             raise ConfigError("the store needs a path or a url", "set one of [store] path and url")
         if min(config.retention_days, config.rollup_days) < 1:
             raise ConfigError("the store keeps at least one day", "set retention_days and rollup_days >= 1")
+        if not 0 <= config.community_id_seed < 1 << 16:
+            raise ConfigError(
+                f"community_id_seed = {config.community_id_seed} is out of range", "set 0 to 65535"
+            )
         self._config = config
         self._engine = Engine(config.path, config.url)
         self._clock = Clock()
@@ -104,9 +119,9 @@ class Store:
         """The counters of every label, and whose they are."""
         return await self._engine.run(reads.figures)
 
-    async def flows(self, labels: Sequence[int] | None, since: int, until: int, limit: int) -> bytes:
-        """Flows active between two times (unix ns), latest first, as a JSON list; labels None: of all."""
-        return await self._engine.run(reads.flows, labels, since, until, limit)
+    async def flows(self, asked: FlowQuestion, lines: bool = False) -> bytes:
+        """Flows, latest first, as a JSON list or as JSON lines."""
+        return await self._engine.run(reads.flows, asked, self._config.community_id_seed, lines)
 
     async def minutes(self, labels: Sequence[int] | None, since: int, until: int) -> list[Minute]:
         """Traffic by minute and label between two times (unix ns)."""
