@@ -136,6 +136,23 @@ def test_the_last_label_is_the_end() -> None:
         leased(bucket, Memory())
 
 
+def test_a_name_holds_while_only_the_kernel_speaks() -> None:
+    """An engine's name and facts outlive its word; what it says next is taken, be it less."""
+    registry = leased(Bucket(), Memory())
+    digits = Found("container:0", "container", "0", "/0", nameless=True)
+    label = registry.label(digits)
+    assert label == 1
+    web = Found("container:0", "container", "web", "/0", Facts(tenant="a"))
+    for found, name, tenant in (
+        (digits, "0", ""),
+        (web, "web", "a"),
+        (digits, "web", "a"),
+        (Found("container:0", "container", "api", "/0"), "api", ""),
+    ):
+        registry.observe({found.identity: Present(found)}, 1)
+        assert (registry.workload(label).name, registry.workload(label).tenant) == (name, tenant)
+
+
 def test_history_outlives_memory() -> None:
     """Ports and addresses that were are kept as past; forgotten ones come back from disk with their label."""
     memory = Memory()

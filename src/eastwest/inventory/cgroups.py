@@ -187,4 +187,4 @@ def _container(path: str) -> Found | None:
     number = container_of(path)
     if number is None:
         return None
-    return Found(f"container:{number}", "container", number[:12], container_cgroup(path))
+    return Found(f"container:{number}", "container", number[:12], container_cgroup(path), nameless=True)

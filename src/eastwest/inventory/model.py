@@ -20,6 +20,9 @@ class Found:
     facts: Facts = field(default_factory=Facts)
     """What its sources say of it; rules and users say over it."""
 
+    nameless: bool = False
+    """Only the kernel speaks of it: its name is part of its identity, what an engine said before holds."""
+
 
 @dataclass(frozen=True)
 class Claim:

@@ -123,7 +123,7 @@ def _container_in(inode: int) -> Found | None:
         container, start = container_of(cgroup), _start_time(process)
         if container and (first is None or start < first[0]):
             first = start, container
-    return Found(f"container:{first[1]}", "container", first[1][:12]) if first else None
+    return Found(f"container:{first[1]}", "container", first[1][:12], nameless=True) if first else None
 
 
 def _start_time(process: Path) -> int:

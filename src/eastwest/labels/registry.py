@@ -159,7 +159,10 @@ class Registry:
     def _rename(self, history: History, found: Found) -> bool:
         """Take over what its sources call it by now; True where that is something else."""
         before = (history.kind, history.name, history.cgroup, history.facts)
-        history.kind, history.name, history.facts = found.kind, found.name, found.facts
+        if found.nameless:
+            history.facts = found.facts.over(history.facts)
+        else:
+            history.kind, history.name, history.facts = found.kind, found.name, found.facts
         history.cgroup = found.cgroup or history.cgroup
         return before != (history.kind, history.name, history.cgroup, history.facts)
 
