@@ -112,18 +112,22 @@ class PodmanSite:
             "run", "-d", f"--name={name}", *where, *options, "--rootfs", str(self._rootfs), *command
         )
 
-    async def talker(self, name: str, target: str, port: int, *options: str) -> "Talker":
-        """Start a container that sends to an address while it is told to."""
+    async def talker(
+        self, name: str, target: tuple[str, int], *options: str, silent: bool = False
+    ) -> "Talker":
+        """Start a container that sends to an address from its first moment on, unless `silent`."""
         talk = self._directory / f"talk-{secrets.token_hex(4)}"
         talk.mkdir()
         (talk / "record").write_text("0".rjust(20))
         (talk / "talk.py").write_text(_TALKER)
+        if not silent:
+            (talk / "go").touch()
         python = Path(sys.executable).resolve()
         mounts = [f"--volume={path}:{path}:ro" for path in {Path("/usr"), python.parent.parent}]
         number = await self.run(
             name,
             *("--stop-signal=TERM", f"--volume={talk}:/talk", *mounts, *options),
-            command=(str(python), "-I", "-S", "/talk/talk.py", target, str(port)),
+            command=(str(python), "-I", "-S", "/talk/talk.py", target[0], str(target[1])),
         )
         return Talker(number, talk)
 
@@ -183,12 +187,13 @@ class Talker:
         self.id = number
         self._talk = talk
 
-    def talk(self, on: bool = True) -> None:
-        """Begin or end to send; one more datagram may follow the end."""
-        if on:
-            (self._talk / "go").touch()
-        else:
-            (self._talk / "go").unlink()
+    def talk(self) -> None:
+        """Begin to send, or go on."""
+        (self._talk / "go").touch()
+
+    def hush(self) -> None:
+        """Send no more, but for the datagram that may be on its way now."""
+        (self._talk / "go").unlink()
 
     @property
     def sent(self) -> int:

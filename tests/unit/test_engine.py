@@ -292,6 +292,27 @@ def test_what_no_event_told_is_found_by_comparing(tmp_path: Path, monkeypatch: p
     asyncio.run(test())
 
 
+def test_a_process_that_ended_without_an_event_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel says so before the next list does."""
+    there = [f"/docker/{IDS[0]}"]
+
+    async def test() -> None:
+        one = f"/containers/{IDS[0]}/json"
+        routes = {"/containers/json": reply(listing(IDS[0])), one: reply(container(IDS[0]))}
+        fake = FakeEngine(tmp_path / "s", routes)
+        async with following(fake) as source:
+            await until(lambda: [claim.name for claim in source.claims] == ["c0"])
+            fake.routes[one] = reply(container(IDS[0], State={"Pid": 0}))
+            there.clear()
+            await until(lambda: not list(source.claims))
+            assert fake.asked.count("/containers/json") == 1
+
+    monkeypatch.setattr(containers, "cgroup_of", lambda pid: there[0] if there else None)
+    asyncio.run(test())
+
+
 def test_a_flood_of_events_asks_for_what_there_is_only(tmp_path: Path) -> None:
     """Events of other things, of numbers that are none, and the same again: bounded, no problem."""
     lines = [{"Type": "container", "Action": "start", "Actor": {"ID": one}} for one in ("../x", "", IDS[0])]

@@ -61,6 +61,7 @@ class _Seen:
 
     name: str
     pid: int
+    cgroup: str
     claim: Claim | None
     """None: it is none of this host's, or nothing tells its traffic from another's."""
 
@@ -102,7 +103,7 @@ class Containers(Source):
             raise known.exceptions[0] from None
 
     def _absent(self) -> None:
-        for number in [number for number in self._seen if not self._lives(number)]:
+        for number in [number for number in self._seen if not _lives(self._seen[number])]:
             self._forget(number)
         if self._expected or self._seen:
             raise InventoryError(
@@ -117,9 +118,11 @@ class Containers(Source):
                 self._note(number)
 
     async def _ping(self, engine: Engine) -> None:
-        """A stream of events is silent where nothing happens, and where the engine hangs."""
+        """A stream of events is silent where nothing happens, where one got lost, and where an engine hangs."""
         while True:
             await engine.ping()
+            for number in [number for number in self._seen if not _lives(self._seen[number])]:
+                self._note(number)
             await asyncio.sleep(_PING_SECONDS)
 
     def _note(self, number: str) -> None:
@@ -151,7 +154,7 @@ class Containers(Source):
         """Find what happened to containers without an event that said so."""
         for number, name in listed.items():
             seen = self._seen.get(number)
-            if seen is None or seen.name != _name(name, number) or not self._lives(number):
+            if seen is None or seen.name != _name(name, number) or not _lives(self._seen[number]):
                 self._note(number)
         self._unread &= self._refused.keys()
         for number in self._seen.keys() - listed.keys() | self._refused.keys():
@@ -179,21 +182,19 @@ class Containers(Source):
             return
         pid, name = container.state.pid, _name(container.name, number)
         cgroup = cgroup_of(pid)
-        claim = self._claim(container, name, cgroup) if cgroup else None
-        # The process may have ended, and its number be another's by now.
-        if cgroup is None or container_cgroup(cgroup_of(pid) or "") != container_cgroup(cgroup):
+        if cgroup is None:
             self._forget(number)
             return
-        self._seen[number] = _Seen(name, pid, claim)
+        seen = _Seen(name, pid, container_cgroup(cgroup), self._claim(container, name, cgroup))
+        if _lives(seen):
+            self._seen[number] = seen
+        else:
+            self._forget(number)  # it has ended, and its number may be another's by now
 
     def _forget(self, number: str) -> None:
         self._seen.pop(number, None)
         self._refused.pop(number, None)
         self._unread.discard(number)
-
-    def _lives(self, number: str) -> bool:
-        cgroup = cgroup_of(self._seen[number].pid)
-        return cgroup is not None and container_of(cgroup) == number
 
     def _tell(self) -> None:
         claims = {number: seen.claim for number, seen in self._seen.items() if seen.claim}
@@ -233,6 +234,12 @@ class Containers(Source):
         mode = container.host_config.network_mode
         others = own == host or mode == "host" or mode.startswith(("container:", "ns:"))
         return 0 if others else own, own == host
+
+
+def _lives(seen: _Seen) -> bool:
+    """Whether its process is still there, or at least one of the same container."""
+    cgroup = cgroup_of(seen.pid)
+    return cgroup is not None and container_cgroup(cgroup) == seen.cgroup
 
 
 def _is_there(path: Path) -> bool:

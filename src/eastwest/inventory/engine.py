@@ -35,6 +35,9 @@ _TELLING = ["init", "start", "die", "pause", "unpause", "rename", "restore", "re
 """Events after which a container has another process, name or state. `init` is podman's: its process is there
 and has not begun, `remove` podman's and `destroy` docker's."""
 
+_ASKED = [*_TELLING, "died"]
+"""Podman 4.3 tells of `die` to whoever asks for `died` only."""
+
 
 class State(msgspec.Struct, rename="pascal"):
     """Of a container's main process; `pid` 0: it has none."""
@@ -123,7 +126,7 @@ class Engine:
         """
         query = {
             "since": int(time.time() - seconds),
-            "filters": msgspec.json.encode({"type": ["container"], "event": _TELLING}).decode(),
+            "filters": msgspec.json.encode({"type": ["container"], "event": _ASKED}).decode(),
         }
         async with self._answer(f"/events?{urlencode(query)}") as response:
             rest = b""
