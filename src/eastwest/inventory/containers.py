@@ -118,7 +118,7 @@ class Containers(Source):
                 self._note(number)
 
     async def _ping(self, engine: Engine) -> None:
-        """A stream of events is silent where nothing happens, where one got lost, and where an engine hangs."""
+        """A stream of events is silent where nothing happens, where one got lost, and where it hangs."""
         while True:
             await engine.ping()
             for number in [number for number in self._seen if not _lives(self._seen[number])]:
