@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -17,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from eastwest.lab import Lab, LabConfig, Record, state
+from eastwest.lab import Lab, LabConfig, Record, machine, podman, state
 from eastwest.lab.plan import Group, random_name
 from eastwest.lab.state import LabState, load
 from tests.conftest import require
+from tests.vm import run as vm
 
 EASTWEST = [sys.executable, "-m", "eastwest"]
 ETH_P_ALL = 3
@@ -310,7 +312,7 @@ def test_a_lab_half_made_is_undone(state_dir: Path) -> None:
 
 def test_the_demo_agrees_with_the_senders_and_leaves_nothing(state_dir: Path) -> None:
     """Three seconds of traffic: exit 0, every row marked; an interrupted one ends in order, too."""
-    command = [*EASTWEST, "demo", "--seconds", "3"]
+    command = [*EASTWEST, "demo", "--plain", "--seconds", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     # 6 labels, 12 flows, 6 accounts, the conclusion.
@@ -324,7 +326,7 @@ def test_the_demo_agrees_with_the_senders_and_leaves_nothing(state_dir: Path) ->
 
 def test_an_interrupted_demo_leaves_nothing(state_dir: Path) -> None:
     """Ctrl-C while traffic flows: exit 130; lab, state and kernel are as before."""
-    command = [*EASTWEST, "demo", "--seconds", "60"]
+    command = [*EASTWEST, "demo", "--plain", "--seconds", "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
         said = ""
@@ -339,3 +341,131 @@ def test_an_interrupted_demo_leaves_nothing(state_dir: Path) -> None:
     directory = Path(said.split("--state-dir ")[1].split("/state ")[0])
     assert traces(name, directory) == []
     assert not directory.exists()
+
+
+# -- containers and a VM -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(state_dir: Path) -> Iterator[Path]:
+    """What a full lab needs: packages, a kernel for the VM, and a directory short enough for podman."""
+    require(not podman.lacking(), podman.lacking())
+    workdir = Path(sys.prefix) / "vm"
+    workdir.mkdir(exist_ok=True)
+    vm.kernel(workdir)
+    require(not machine.lacking(), machine.lacking())
+    with tempfile.TemporaryDirectory(prefix="ewlab") as directory:
+        yield Path(directory)
+
+
+def test_the_record_of_containers_and_a_vm_equals_a_capture(full: Path) -> None:
+    """They share the host's address; the VM's datagrams are counted by the guest, and seen on the host."""
+
+    async def scenario() -> tuple[Lab, Record, Capture]:
+        async with Lab(LabConfig(state_dir=full, containers=True, machine=True)) as lab:
+            capture = Capture("lo")
+            try:
+                await lab.start()
+                await until(lambda: sum(capture.packets.values()) > 4 * ENOUGH, "enough packets")
+                await lab.send("udp", 10)
+                record = await lab.pause()
+            finally:
+                capture.stop()
+            return lab, record, capture
+
+    lab, record, capture = asyncio.run(scenario())
+    names = [f"{lab.name}-{role}" for role in ("c1", "c2", "vm", "dns")]
+    assert [workload.name for workload in record.workloads][-4:] == names
+    for name, flows in zip(names, (7, 7, 3, 3), strict=True):
+        packets, octets = by_flow(record, name)
+        assert len(packets) == flows
+        assert {key: capture.packets[key] for key in packets} == packets
+        assert {key: capture.bytes[key] for key in packets} == octets
+    guest = next(workload for workload in record.workloads if workload.name == names[2])
+    # Questions of 61 bytes and their answers, and datagrams of 400.
+    questions, answers, datagrams = sorted(guest.flows, key=lambda flow: flow.bytes / flow.packets)
+    assert questions.bytes == 61 * questions.packets
+    assert (answers.bytes, answers.packets) == (77 * questions.packets, questions.packets)
+    assert datagrams.bytes == 428 * datagrams.packets
+    assert datagrams.packets >= 10
+    assert traces(lab.name, full) == []
+
+
+def test_nothing_is_left_of_a_full_lab_whose_keeper_was_killed(full: Path) -> None:
+    """Neither container nor VM, cgroup in any hierarchy, mount or file."""
+    name = random_name()
+    shown = run("up", name, "--full", state_dir=full).stdout
+    assert f'podman = "{full / name}/podman/api.sock"' in shown
+    os.kill(state_of(name, full).owner.pid, signal.SIGKILL)
+    run("down", state_dir=full)
+    wait_until(lambda: traces(name, full) == [], f"{name} is gone: {traces(name, full)}")
+    assert name not in Path("/proc/self/mounts").read_text()
+
+
+def test_the_demo_shows_containers_and_a_vm_beside_the_rest(full: Path) -> None:
+    """Every figure agrees; tenant and service of the containers come from their labels."""
+    command = [*EASTWEST, "demo", "--seconds", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # 10 labels, 12 flows, 10 accounts, the conclusion.
+    assert done.stdout.count("✓") == 33
+    assert " without " not in done.stdout
+    name = done.stdout.split("making lab ")[1].split(":")[0]
+    (first,) = (
+        line.split()[1:4] for line in done.stdout.splitlines() if f"{name}-c1 " in line and " c " in line
+    )
+    assert first == [f"{name}-c1", "c", "cart"]
+    assert traces(name, full) == []
+
+
+def test_what_is_missing_is_skipped_with_its_remedy(state_dir: Path, tmp_path: Path) -> None:
+    """Where podman and QEMU are not to be found, the demo says so and shows the rest."""
+    for directory in ("/usr/sbin", "/usr/bin"):
+        for command in Path(directory).iterdir():
+            if (
+                command.name not in ("podman", "qemu-system-x86_64")
+                and not (tmp_path / command.name).exists()
+            ):
+                (tmp_path / command.name).symlink_to(command)
+    done = subprocess.run(
+        [*EASTWEST, "demo", "--seconds", "1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"PATH": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "without podman containers: podman is not installed: apt-get install podman runc\n" in done.stdout
+    qemu = "qemu-system-x86_64 is not installed: apt-get install qemu-system-x86 busybox-static cpio"
+    assert f"without a QEMU VM: {qemu}\n" in done.stdout
+    assert done.stdout.count("✓") == 25
+
+
+def test_a_directory_that_podman_refuses_is_named(full: Path) -> None:
+    """Before anything is made there; the lab is undone."""
+    directory = full / ("x" * 40)
+    directory.mkdir()
+    refused = run("up", "--full", state_dir=directory, code=1).stderr
+    assert "too long; choose a shorter --state-dir" in refused
+    assert list(directory.iterdir()) == []
+
+
+def test_a_podman_that_does_not_work_keeps_nothing_else_from_being_shown(full: Path, tmp_path: Path) -> None:
+    """A script stands for one that cannot run here: the reason is said, and the plain lab made."""
+    (tmp_path / "podman").write_text("#!/bin/sh\necho no containers today >&2\nexit 1\n")
+    (tmp_path / "podman").chmod(0o755)
+    done = subprocess.run(
+        [*EASTWEST, "demo", "--seconds", "1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    why = "podman's service does not start: no containers today"
+    assert f"without podman containers and a QEMU VM, since this lab failed: {why}\n" in done.stdout
+    assert done.stdout.count("✓") == 25
+    name = done.stdout.split("making lab ")[1].split(":")[0]
+    assert traces(name, Path("/run/eastwest/lab") / name) == []

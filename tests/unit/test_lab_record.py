@@ -10,6 +10,7 @@ from eastwest.lab.record import (
     TcpFacts,
     Unsettled,
     pair_record,
+    seen_outside,
     sent,
     workload_record,
 )
@@ -127,3 +128,29 @@ def test_one_sided_flows_and_running_rounds_are_not_final() -> None:
 def test_a_silent_flow_is_no_flow() -> None:
     """A socket that nothing was sent on leaves no entry."""
     assert workload_record("w", []).flows == []
+
+
+GUEST, GATEWAY, OUTSIDE, LISTENS = ("10.0.2.15", 9), ("10.0.2.2", 7), ("127.0.0.1", 50000), ("127.0.0.1", 7)
+
+
+def test_what_a_vm_sent_is_recorded_under_the_addresses_of_the_host() -> None:
+    """Its counts are its own; where it says less than has arrived, the record does not settle."""
+    outside = report(Ends("udp", 17, LISTENS, OUTSIDE, udp=(0, 0, 3, 300)))
+    for packets in (2, 3):
+        guest = report(Ends("udp", 17, GUEST, GATEWAY, udp=(packets, packets * 100, 0, 0)))
+        seen = seen_outside(guest, outside)
+        assert seen == report(Ends("udp", 17, OUTSIDE, LISTENS, udp=(packets, packets * 100, 0, 0)))
+        if packets == 2:
+            with pytest.raises(Unsettled, match="2 packets sent, 3 received"):
+                pair_record(("vm", "dns"), (seen, outside))
+    vm, dns = pair_record(("vm", "dns"), (seen, outside))
+    assert (vm.egress_packets, vm.egress_bytes, dns.ingress_packets, dns.ingress_bytes) == (3, 300, 3, 300)
+
+
+def test_a_vm_that_is_heard_from_nowhere_or_two_places_is_not_settled() -> None:
+    """Nobody could say which of them is meant."""
+    guest = report(Ends("udp", 17, GUEST, GATEWAY, udp=(1, 100, 0, 0)))
+    places = [Ends("udp", 17, LISTENS, ("127.0.0.1", port), udp=(0, 0, 1, 100)) for port in (1, 2)]
+    for count in (0, 2):
+        with pytest.raises(Unsettled, match=f"from {count} addresses"):
+            seen_outside(guest, report(*places[:count]))

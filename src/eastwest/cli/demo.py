@@ -24,13 +24,14 @@ from rich.console import Console
 from eastwest.cli.client import Api
 from eastwest.cli.lab import until_metered
 from eastwest.errors import EastwestError, MissingPrivilege, RefusedError
-from eastwest.lab import Lab, LabConfig, Record
-from eastwest.lab.plan import Plan
+from eastwest.lab import Lab, LabConfig, Record, machine, podman
+from eastwest.lab.plan import Plan, random_name
 from eastwest.lab.report import show
 from eastwest.lab.verdict import Owner, Verdict, judge
 
 EASTWEST = Path(sys.executable).with_name("eastwest")
 READY_SECONDS = 60.0
+METERED_SECONDS = 45.0
 SETTLE_SECONDS = 30.0
 TRAFFIC_SECONDS = 15
 FLOW_LIMIT = 1_000_000
@@ -40,10 +41,14 @@ SERVICES = {"a": ("shop", 7), "b": ("bank", 8)}
 
 
 class DemoConfig(msgspec.Struct, frozen=True):
-    """`watch`: on a terminal, `eastwest top` until q; otherwise traffic for `seconds`."""
+    """`watch`: on a terminal, `eastwest top` until q; otherwise traffic for `seconds`.
+
+    `plain`: no containers and no VM, even where their packages are installed.
+    """
 
     watch: bool
     seconds: int
+    plain: bool
 
 
 @click.command("demo")
@@ -54,12 +59,13 @@ class DemoConfig(msgspec.Struct, frozen=True):
     show_default=True,
     help="How long traffic flows when there is no terminal to watch it on.",
 )
-def command(seconds: int) -> None:
+@click.option("--plain", is_flag=True, help="No podman containers and no VM: what needs no more packages.")
+def command(seconds: int, plain: bool) -> None:
     """Show labelled traffic of a lab, and compare every figure with what its senders recorded."""
     if os.geteuid() != 0:
         raise MissingPrivilege("the demo loads BPF programs and makes namespaces", "run as root")
     watch = sys.stdin.isatty() and sys.stdout.isatty()
-    if not asyncio.run(_interruptible(Demo(DemoConfig(watch, seconds)))):
+    if not asyncio.run(_interruptible(Demo(DemoConfig(watch, seconds, plain)))):
         raise SystemExit(1)
 
 
@@ -92,12 +98,13 @@ class Demo:
         async with AsyncExitStack() as stack:
             self._directory = Path(tempfile.mkdtemp(prefix="eastwest-demo-"))
             stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
-            lab = Lab(LabConfig())
+            config = self._choose()
             stack.push_async_callback(self._stop)
-            await self._start(lab.plan)
-            self._say(f"making lab {lab.name}: 2 tenants with the same addresses, 2 groups behind the host's")
-            await stack.enter_async_context(lab)
-            await until_metered(lab.plan, self._url)
+            # The VM boots while eastwest starts.
+            await self._start(Lab(config))
+            lab = await self._make_lab(stack, config)
+            await self._until_ready()
+            await until_metered(lab.plan, self._url, METERED_SECONDS)
             self._say("eastwest meters all of it; traffic starts")
             started = datetime.now(UTC)
             await lab.start()
@@ -108,14 +115,42 @@ class Demo:
             show(self.console, verdict, await self._ask("hosts"), await self._health())
             return not verdict.differences
 
+    # ---- the lab
+
+    def _choose(self) -> LabConfig:
+        """A lab with whatever can be had here; what cannot, is said."""
+        lacking = {"podman containers": podman.lacking(), "a QEMU VM": machine.lacking()}
+        for what, why in lacking.items():
+            if why and not self._config.plain:
+                self._say(f"without {what}: {why}")
+        containers, vm = (not why and not self._config.plain for why in lacking.values())
+        return LabConfig(random_name(), containers=containers, machine=vm)
+
+    async def _make_lab(self, stack: AsyncExitStack, config: LabConfig) -> Lab:
+        try:
+            return await self._enter(stack, Lab(config))
+        except EastwestError as error:
+            if not (config.containers or config.machine):
+                raise
+            # What is only there to be shown as well must not keep the rest from being shown.
+            self._say(f"without podman containers and a QEMU VM, since this lab failed: {error}")
+            return await self._enter(stack, Lab(LabConfig(config.name)))
+
+    async def _enter(self, stack: AsyncExitStack, lab: Lab) -> Lab:
+        parts = ["2 tenants with the same addresses", "2 groups behind the host's address"]
+        parts += ["2 podman containers"] if lab.plan.containers else []
+        parts += ["a QEMU VM"] if lab.plan.machines else []
+        self._say(f"making lab {lab.name}: {', '.join(parts)}")
+        return await stack.enter_async_context(lab)
+
     # ---- eastwest itself
 
-    async def _start(self, plan: Plan) -> None:
+    async def _start(self, lab: Lab) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         self._url = f"http://127.0.0.1:{port}"
         config = self._directory / "eastwest.toml"
-        config.write_text(rules(plan))
+        config.write_text(settings(lab))
         arguments = [
             "--state-dir",
             str(self._state),
@@ -137,7 +172,6 @@ class Demo:
                 stdin=asyncio.subprocess.DEVNULL,
                 start_new_session=True,
             )
-        await self._until_ready()
 
     async def _until_ready(self) -> None:
         loop = asyncio.get_running_loop()
@@ -207,6 +241,7 @@ class Demo:
     async def _settle(self, plan: Plan, record: Record, since: datetime) -> Verdict:
         """Read until all agrees, or until it should have long ago: then with its differences."""
         owners = {guest.name: Owner(guest.tenant, SERVICES[guest.tenant][0]) for guest in plan.guests}
+        owners |= {one.name: Owner(one.tenant, one.service) for one in plan.containers}
         loop = asyncio.get_running_loop()
         end = loop.time() + SETTLE_SECONDS
         flows = ("flows", "--since", since.isoformat(), "--limit", str(FLOW_LIMIT))
@@ -221,9 +256,10 @@ class Demo:
         self.console.print(f"[dim]{datetime.now().astimezone():%H:%M:%S}[/dim] {text}", soft_wrap=True)
 
 
-def rules(plan: Plan) -> str:
-    """The demo's settings: who the lab's workloads belong to."""
-    text = ""
+def settings(lab: Lab) -> str:
+    """The demo's settings: whom to ask for containers, and who the lab's other workloads belong to."""
+    plan = lab.plan
+    text = f'[inventory]\npodman = "{lab.podman.socket}"\n\n' if plan.containers else ""
     for tenant, (service, number) in SERVICES.items():
         text += f'[[rule]]\nmatch = "name={plan.name}-{tenant}*"\ntenant = "{tenant}"\n'
         text += f'service = "{service}"\nservice_id = {number}\n\n'

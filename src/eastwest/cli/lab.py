@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.table import Table
 
 from eastwest.cli.client import Api
-from eastwest.errors import EastwestError, NotFoundError, RefusedError
-from eastwest.lab import Lab, LabConfig
+from eastwest.errors import EastwestError, MissingFeature, NotFoundError, RefusedError
+from eastwest.lab import Lab, LabConfig, machine, podman
 from eastwest.lab.control import Control, ask
-from eastwest.lab.plan import Guest, Plan
-from eastwest.lab.state import STATE_DIR, labs, load, refuse_unknown, take_down
+from eastwest.lab.plan import Container, Group, Guest, Machine, Plan
+from eastwest.lab.state import PODMAN, STATE_DIR, labs, load, refuse_unknown, take_down
 
 METERED_SECONDS = 15.0
 UP_SECONDS = 60.0
@@ -32,6 +32,7 @@ _STATE_DIR = click.option(
     envvar="EASTWEST_LAB_STATE_DIR",
     help="Where labs write down what they made.",
 )
+_FULL = click.option("--full", is_flag=True, help="With 2 podman containers and a QEMU VM as well.")
 _NAME = click.argument("name", default="")
 
 
@@ -69,7 +70,8 @@ def command() -> None:
 @command.command()
 @_NAME
 @_STATE_DIR
-def up(name: str, state_dir: Path) -> None:
+@_FULL
+def up(name: str, state_dir: Path, full: bool) -> None:
     """Make a lab and leave it running.
 
     It is called NAME, or gets a random name: two tenants with the same addresses on an Open vSwitch bridge,
@@ -77,7 +79,7 @@ def up(name: str, state_dir: Path) -> None:
     """
     keep_it = [sys.executable, "-m", "eastwest", "lab", "keep", f"--state-dir={state_dir}"]
     keeper = subprocess.Popen(
-        [*keep_it, *([name] if name else [])],
+        [*keep_it, *(["--full"] if full else []), *([name] if name else [])],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -96,7 +98,7 @@ def up(name: str, state_dir: Path) -> None:
             raise SystemExit(keeper.wait(UP_SECONDS))
     state = load(state_dir / made)
     if state is not None:
-        show(state.plan)
+        show(state.plan, state_dir / made)
 
 
 @command.command()
@@ -135,9 +137,14 @@ def resume(name: str, state_dir: Path) -> None:
 @command.command(hidden=True)
 @_NAME
 @_STATE_DIR
-def keep(name: str, state_dir: Path) -> None:
+@_FULL
+def keep(name: str, state_dir: Path, full: bool) -> None:
     """Make a lab, print its name, and keep it until SIGTERM: what `up` leaves running."""
-    asyncio.run(_keep(LabConfig(name=name, alone=True, state_dir=state_dir)))
+    if full and (why := podman.lacking() or machine.lacking()):
+        what, _, remedy = why.partition(": ")
+        raise MissingFeature(what, remedy)
+    config = LabConfig(name=name, alone=True, state_dir=state_dir, containers=full, machine=full)
+    asyncio.run(_keep(config))
 
 
 async def _keep(config: LabConfig) -> None:
@@ -186,17 +193,27 @@ def choose(name: str, state_dir: Path) -> str:
     return names[0]
 
 
-def show(plan: Plan) -> None:
-    """What a lab consists of, as a table."""
+def show(plan: Plan, directory: Path) -> None:
+    """What the lab in `directory` consists of, as a table."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("workload", "tenant", "address", "port", "VLAN", "where"):
         table.add_column(title)
     for workload in plan.workloads:
-        if isinstance(workload, Guest):
-            cells = (workload.tenant, workload.address, workload.port, str(workload.tag), "namespace")
-        else:
-            cells = ("", "127.0.0.1", "", "", workload.directory)
+        match workload:
+            case Guest():
+                cells = (workload.tenant, workload.address, workload.port, str(workload.tag), "namespace")
+            case Container():
+                cells = (workload.tenant, "127.0.0.1", "", "", "container")
+            case Machine():
+                cells = ("", "127.0.0.1", "", "", "QEMU, user-mode network")
+            case Group():
+                cells = ("", "127.0.0.1", "", "", workload.directory)
         table.add_row(workload.name, *cells)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
+    if plan.containers:
+        socket = podman.Podman(directory / PODMAN, plan).socket
+        console.print(
+            f"""eastwest knows the containers' names with: [inventory] podman = "{socket}\"""", markup=False
+        )
     console.print(f"Bridge {plan.bridge}. Remove all of it: eastwest lab down {plan.name}")

@@ -14,16 +14,17 @@ import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
 from eastwest.errors import EastwestError, MissingPrivilege
-from eastwest.lab import place
+from eastwest.lab import crew, machine, place
 from eastwest.lab.crew import Actor
-from eastwest.lab.plan import Guest, Kind, plan
-from eastwest.lab.record import Record, Unsettled, WorkloadRecord, pair_record
-from eastwest.lab.state import STATE_DIR, LabState, Owned, claim, remove, save, started_at
+from eastwest.lab.plan import Container, Group, Guest, Kind, Machine, Workload, plan
+from eastwest.lab.podman import Podman
+from eastwest.lab.record import Record, Unsettled, WorkloadRecord, pair_record, seen_outside
+from eastwest.lab.state import MACHINE, PODMAN, STATE_DIR, LabState, Owned, claim, remove, save, started_at
 from eastwest.lab.switch import Switch
 
 POLL = 0.05
@@ -32,13 +33,16 @@ POLL = 0.05
 class LabConfig(msgspec.Struct, frozen=True):
     """`name`: empty for a random one. `deadline`: seconds for anything that should take a fraction of one.
 
-    `alone`: this process does nothing but keep the lab, and ends with it.
+    `alone`: this process does nothing but keep the lab, and ends with it. `containers`, `machine`: whether it
+    has a pair of podman containers, and a QEMU VM; their packages must be installed.
     """
 
     name: str = ""
     alone: bool = False
     state_dir: Path = STATE_DIR
     deadline: float = 15.0
+    containers: bool = False
+    machine: bool = False
 
 
 class Lab:
@@ -46,8 +50,9 @@ class Lab:
 
     def __init__(self, config: LabConfig) -> None:
         self._config = config
-        self.plan = plan(config.name)
+        self.plan = plan(config.name, containers=config.containers, machine=config.machine)
         self.directory = config.state_dir / self.plan.name
+        self.podman = Podman(self.directory / PODMAN, self.plan)
         self._actors: dict[str, Actor] = {}
         self._exit = AsyncExitStack()
 
@@ -74,18 +79,51 @@ class Lab:
             save(self.directory, state)
             await switch.start()
             place.make_cgroup(slice_directory)
-            for workload in self.plan.workloads:
-                actor = Actor(workload, slice_directory, self.directory / "actors.log", self._config.deadline)
-                self._actors[workload.name] = actor
-                stack.push_async_callback(actor.stop)
-                if isinstance(workload, Guest):
-                    await self._make_guest(workload, actor, switch)
-                else:
-                    place.make_cgroup(slice_directory / workload.directory)
-                    await actor.start()
+            if self.plan.containers:
+                self.podman.prepare()
+                stack.push_async_callback(self.podman.stop)
+                await self.podman.serve()
+            boot = await asyncio.to_thread(self._make_memory) if self.plan.machines else []
+            # A VM takes its time: it boots while the others are made.
+            for workload in [*self.plan.machines, *self.plan.workloads]:
+                if workload.name not in self._actors:
+                    actor = self._actors[workload.name] = self._actor(workload, slice_directory, boot)
+                    stack.push_async_callback(actor.stop)
+                    await self._start(workload, actor, slice_directory, switch)
+            for one in self.plan.machines:
+                await self._actors[one.name].settle(machine.BOOT_SECONDS)
             await self._brief()
             self._exit = stack.pop_all()
         return self
+
+    def _make_memory(self) -> list[str]:
+        (self.directory / MACHINE).mkdir()
+        return machine.build(self.directory / MACHINE)
+
+    def _actor(self, workload: Workload, slices: Path, boot: list[str]) -> Actor:
+        common: dict[str, Any] = {"log": self.directory / "actors.log", "deadline": self._config.deadline}
+        match workload:
+            case Container():
+                command, environment = self.podman.command(workload), self.podman.environment
+                return Actor(workload.name, command, environment=environment, **common)
+            case Machine():
+                command, prompt = machine.command(workload, slices, boot), machine.PROMPT.encode()
+                return Actor(workload.name, command, prompt=prompt, **common)
+            case _:
+                return Actor(workload.name, crew.command(workload, slices), **common)
+
+    async def _start(self, workload: Workload, actor: Actor, slices: Path, switch: Switch) -> None:
+        match workload:
+            case Guest():
+                await self._make_guest(workload, actor, switch)
+            case Group():
+                place.make_cgroup(slices / workload.directory)
+                await actor.start()
+            case Machine():
+                place.make_cgroup(slices / workload.directory)
+                await actor.spawn()
+            case Container():
+                await actor.start()
 
     async def _make_guest(self, guest: Guest, actor: Actor, switch: Switch) -> None:
         await place.make_namespace(guest.name)
@@ -154,6 +192,8 @@ class Lab:
         for pair in self.plan.pairs:
             names = (pair.client.name, pair.server.name)
             client, server = await asyncio.gather(*(self._actors[name].report() for name in names))
+            if isinstance(pair.client, Machine):
+                client = seen_outside(client, server)
             records += pair_record(names, (client, server))
         return records
 

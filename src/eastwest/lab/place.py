@@ -17,6 +17,12 @@ from eastwest.lab.plan import GUEST_INTERFACE, PREFIX_LENGTH, Guest
 from eastwest.lab.switch import run, until
 
 
+def cgroup_mounts() -> list[Path]:
+    """Every hierarchy; containers have cgroups in those of version 1 as well, where there are any."""
+    mounts = [line.split(" ") for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [Path(where) for _, where, kind, *_ in mounts if kind in ("cgroup", "cgroup2")]
+
+
 def cgroup_root() -> Path:
     """Where cgroup v2 is mounted. MissingFeature: nowhere."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
@@ -97,6 +103,13 @@ async def remove_cgroup(directory: Path, deadline: float = 5.0) -> None:
         await until(lambda: not members(directory), deadline)
     # A dying process is no member any more, but keeps the directory busy a moment longer.
     await until(succeeds(directory.rmdir), deadline)
+
+
+async def remove_cgroup_tree(directory: Path) -> None:
+    """Remove a cgroup of the lab's and all below it."""
+    below = await asyncio.to_thread(lambda: [Path(path) for path, _, _ in os.walk(directory, topdown=False)])
+    for cgroup in below:
+        await remove_cgroup(cgroup)
 
 
 def members(directory: Path) -> list[int]:

@@ -18,6 +18,10 @@ TENANTS = (("a", 101), ("b", 102))
 CLIENT_ADDRESS, SERVER_ADDRESS, PREFIX_LENGTH = "10.0.0.1", "10.0.0.2", 24
 GUEST_INTERFACE = "eth0"
 LOOPBACK = "127.0.0.1"
+MACHINE_ADDRESS, MACHINE_GATEWAY = "10.0.2.15", "10.0.2.2"
+"""What QEMU's user-mode networking gives to every VM; the gateway leads to the host's loopback."""
+CONTAINER_OWNER = ("c", "cart")
+"""Tenant and service, as the containers' labels have them."""
 SERVICE_PORTS = {"http": 80, "dns": 53, "bulk": 5201, "udp": 5004}
 CLIENT_PORTS = {"http": 40080, "dns": 40053, "bulk": 45201, "udp": 45004}
 SMALL_SEGMENT = 1460
@@ -52,6 +56,14 @@ VOLUMES = {
         Flow("bulk", 50000, 0.1),
         Flow("udp", 160, 0.02),
     ),
+    "containers": (
+        Flow("http", 2000, 0.05),
+        Flow("dns", 0, 0.07),
+        Flow("bulk", 30000, 0.1),
+        Flow("udp", 300, 0.03),
+    ),
+    # TCP would end in QEMU, and what the host sees would not be the guest's segments.
+    "machine": (Flow("dns", 0, 0.1), Flow("udp", 400, 0.05)),
 }
 
 
@@ -75,17 +87,35 @@ class Group(msgspec.Struct, frozen=True, tag="group"):
     directory: str
 
 
+class Container(msgspec.Struct, frozen=True, tag="container"):
+    """A container on the host's network, with labels that say who it belongs to."""
+
+    name: str
+    tenant: str
+    service: str
+
+
+class Machine(msgspec.Struct, frozen=True, tag="machine"):
+    """A QEMU VM with user-mode networking, its emulator in a cgroup: `directory` below the lab's slice."""
+
+    name: str
+    directory: str
+
+
+Workload = Guest | Group | Container | Machine
+
+
 class Pair(msgspec.Struct, frozen=True):
     """Two workloads that talk only with each other. `flows` go from the client to the server."""
 
-    client: Guest | Group
-    server: Guest | Group
+    client: Workload
+    server: Workload
     flows: tuple[Flow, ...]
 
     def offers(self) -> list[dict[str, Any]]:
-        """What the server opens. A group leaves its ports to the kernel: the host's may be taken."""
-        shared = isinstance(self.server, Group)
-        address = LOOPBACK if isinstance(self.server, Group) else self.server.address
+        """What the server opens. The host's ports may be taken: there the kernel chooses them."""
+        shared = not isinstance(self.server, Guest)
+        address = self.server.address if isinstance(self.server, Guest) else LOOPBACK
         return [
             {
                 "kind": flow.kind,
@@ -98,9 +128,11 @@ class Pair(msgspec.Struct, frozen=True):
 
     def orders(self, ports: dict[str, int]) -> list[dict[str, Any]]:
         """What the client does, where the server listens at `ports`."""
-        shared = isinstance(self.client, Group)
-        address = LOOPBACK if isinstance(self.client, Group) else self.client.address
-        peer = LOOPBACK if isinstance(self.server, Group) else self.server.address
+        shared = not isinstance(self.client, Guest)
+        address = self.client.address if isinstance(self.client, Guest) else LOOPBACK
+        peer = self.server.address if isinstance(self.server, Guest) else LOOPBACK
+        if isinstance(self.client, Machine):
+            address, peer = MACHINE_ADDRESS, MACHINE_GATEWAY
         return [
             {
                 **msgspec.to_builtins(flow),
@@ -123,7 +155,7 @@ class Plan(msgspec.Struct, frozen=True):
     pairs: tuple[Pair, ...]
 
     @property
-    def workloads(self) -> list[Guest | Group]:
+    def workloads(self) -> list[Workload]:
         return [workload for pair in self.pairs for workload in (pair.client, pair.server)]
 
     @property
@@ -133,6 +165,14 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def groups(self) -> list[Group]:
         return [workload for workload in self.workloads if isinstance(workload, Group)]
+
+    @property
+    def containers(self) -> list[Container]:
+        return [workload for workload in self.workloads if isinstance(workload, Container)]
+
+    @property
+    def machines(self) -> list[Machine]:
+        return [workload for workload in self.workloads if isinstance(workload, Machine)]
 
 
 def random_name() -> str:
@@ -160,7 +200,20 @@ def tenant_pair(lab: str, tenant: str, tag: int, flows: tuple[Flow, ...]) -> Pai
     return Pair(client, server, flows)
 
 
-def plan(name: str = "") -> Plan:
+def container_pair(lab: str) -> Pair:
+    """Two containers behind one address."""
+    tenant, service = CONTAINER_OWNER
+    client, server = (Container(f"{lab}-{tenant}{number}", tenant, service) for number in (1, 2))
+    return Pair(client, server, VOLUMES["containers"])
+
+
+def machine_pair(lab: str) -> Pair:
+    """A VM without an address of its own, and a group that answers it."""
+    server = Group(f"{lab}-dns", f"{lab}-dns.scope")
+    return Pair(Machine(f"{lab}-vm", f"{lab}-vm"), server, VOLUMES["machine"])
+
+
+def plan(name: str = "", *, containers: bool = False, machine: bool = False) -> Plan:
     """The lab called `name`, or a random name. ConfigError: no interface could be named after it."""
     name = name or random_name()
     if not NAME.fullmatch(name):
@@ -169,4 +222,7 @@ def plan(name: str = "") -> Plan:
         )
     load, web = (Group(f"{name}-{role}", f"{name}-{role}.scope") for role in ("load", "web"))
     pairs = [tenant_pair(name, tenant, tag, VOLUMES[tenant]) for tenant, tag in TENANTS]
-    return Plan(name, f"{name}br", f"{name}.slice", (*pairs, Pair(load, web, VOLUMES["host"])))
+    pairs.append(Pair(load, web, VOLUMES["host"]))
+    pairs += [container_pair(name)] if containers else []
+    pairs += [machine_pair(name)] if machine else []
+    return Plan(name, f"{name}br", f"{name}.slice", tuple(pairs))

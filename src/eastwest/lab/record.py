@@ -182,6 +182,20 @@ def check_interface(record: WorkloadRecord, counters: InterfaceCounters) -> None
         raise Unsettled(f"{record.name}: its interface counted {counted}, its senders {recorded}")
 
 
+def seen_outside(inside: ActorReport, outside: ActorReport) -> ActorReport:
+    """A report from behind user-mode networking, with the addresses that its peer and the host see.
+
+    What was sent and received is the sender's own count; only the peer knows from where it came.
+    """
+    flows = []
+    for end in inside.flows:
+        others = [other for other in outside.flows if other.kind == end.kind]
+        if len(others) != 1:
+            raise Unsettled(f"{end.kind} from {end.local}: its peer hears it from {len(others)} addresses")
+        flows.append(msgspec.structs.replace(end, local=others[0].peer, peer=others[0].local))
+    return msgspec.structs.replace(inside, flows=flows)
+
+
 def pair_record(names: Iterable[str], reports: tuple[ActorReport, ActorReport]) -> list[WorkloadRecord]:
     """The records of two workloads that talk only with each other. Unsettled: they do not agree (yet)."""
     mine, theirs = reports

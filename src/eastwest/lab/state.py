@@ -12,11 +12,14 @@ import msgspec
 from eastwest.errors import ConfigError, EastwestError, NotFoundError, RefusedError
 from eastwest.lab import place
 from eastwest.lab.plan import Plan
+from eastwest.lab.podman import Podman
 from eastwest.lab.switch import SwitchState, taps_left, until
 from eastwest.lab.switch import remove as remove_switch
 
 STATE_DIR = Path("/run/eastwest/lab")
 STATE_FILE = "lab.json"
+PODMAN, MACHINE = "podman", "machine"
+"""Directories in a lab's."""
 
 
 class Owned(msgspec.Struct, frozen=True):
@@ -97,11 +100,11 @@ async def remove(directory: Path) -> None:
     if state is not None:
         links = [place.remove_link(guest.port) for guest in state.plan.guests]
         namespaces = [place.remove_namespace(guest.name) for guest in state.plan.guests]
-        below = Path(state.slice_directory)
-        directories = [*(below / group.directory for group in state.plan.groups), below]
-        cgroups = [place.remove_cgroup(cgroup) for cgroup in directories]
+        containers = Podman(directory / PODMAN, state.plan).remove()
+        slices = {Path(state.slice_directory), *(one / state.plan.slice for one in place.cgroup_mounts())}
+        cgroups = [place.remove_cgroup_tree(cgroup) for cgroup in sorted(slices)]
         taps = remove_taps(state.switch)
-        for step in (remove_switch(state.switch), taps, *links, *namespaces, *cgroups):
+        for step in (containers, remove_switch(state.switch), taps, *links, *namespaces, *cgroups):
             try:
                 await step
             except (EastwestError, OSError) as error:

@@ -27,11 +27,11 @@ def missing(command: str) -> MissingFeature:
     return MissingFeature(f"{command} is not installed", f"apt-get install {package}")
 
 
-async def run(*command: str, deadline: float = 20.0) -> str:
+async def run(*command: str, deadline: float = 20.0, environment: dict[str, str] | None = None) -> str:
     """The output of a command. MissingFeature: it is not installed; EastwestError: it failed, and how."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=environment
         )
     except FileNotFoundError as error:
         raise missing(command[0]) from error
