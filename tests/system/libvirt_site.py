@@ -33,13 +33,16 @@ security_driver = "none"
 namespaces = []
 """
 
+# It would put emulators below /machine in every hierarchy of the machine: it sees only the cgroup it is in.
 # What the daemon takes for the machine's own; Debian's account for emulators comes with another package.
 PLACES = {"/etc/libvirt": "etc", "/run": "run", "/var/lib/libvirt": "lib", "/var/log/libvirt": "logs"}
 PLACES |= {"/var/cache/libvirt": "cache", "/etc/passwd": "passwd", "/etc/group": "group"}
 
 START = """
 echo $$ >{cgroup}/cgroup.procs
-exec nsenter --net={netns} unshare -m --propagation private sh -ec '
+exec nsenter --net={netns} unshare -m -C --propagation private sh -ec '
+umount -R /sys/fs/cgroup
+mount -t cgroup2 none /sys/fs/cgroup
 {mounts}
 exec libvirtd -f {directory}/libvirtd.conf -p {directory}/pid'
 """

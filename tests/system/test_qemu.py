@@ -252,3 +252,22 @@ def test_without_the_kernels_word_it_looks_for_itself(
         await watched.become(lambda claims: not claims)
 
     watch(netns, cgroup, test)
+
+
+def test_more_emulators_than_are_followed_are_said_and_wait(
+    netns: Path, cgroup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one ends there is room for another."""
+    monkeypatch.setattr(qemu, "_MOST_GUESTS", 1)
+
+    async def test(watched: Watched) -> None:
+        with Emulator(netns, *EMPTY, "-nic", "none", "-name", "first") as first:
+            await watched.become(lambda claims: list(claims) == ["qemu:first"])
+            with Emulator(netns, *EMPTY, "-nic", "none", "-name", "second"):
+                await watched.become(lambda _: "1 emulators more than" in (watched.source.problem or ""))
+                assert list(watched.claims) == ["qemu:first"]
+                first.kill()
+                await watched.become(lambda claims: list(claims) == ["qemu:second"])
+        await watched.become(lambda claims: not claims)
+
+    watch(netns, cgroup, test)

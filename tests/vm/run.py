@@ -20,7 +20,9 @@ PACKAGES = (
     "_cffi_backend*",
     "_pytest",
     "_distutils_hack",
+    "_hypothesis*",
     "cffi*",
+    "hypothesis*",
     "iniconfig",
     "msgspec",
     "nats",
@@ -32,6 +34,7 @@ PACKAGES = (
     "py.py",
     "pyroute2",
     "pytest",
+    "sortedcontainers*",
     "typing_extensions.py",
 )
 DONE = "eastwest-vm-exit="

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -181,7 +182,8 @@ class Libvirt(Source):
     async def _read(self, session: _Session, uuids: list[str]) -> None:
         for start in range(0, len(uuids), _AT_ONCE):
             self._domains |= await self._call(partial(session.describe, uuids[start : start + _AT_ONCE]))
-        self._domains = {uuid: said for uuid, said in self._domains.items() if said != (None, [])}
+        kept = ((uuid, said) for uuid, said in self._domains.items() if said != (None, []))
+        self._domains = dict(islice(kept, _MOST_DOMAINS))
 
     def _tell(self, too_many: int) -> None:
         refused = [

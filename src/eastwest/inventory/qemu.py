@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,11 @@ _AGAIN_SECONDS = 30
 
 _SCAN_SECONDS = 5
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, linux/proc_ns.h
+_MOST_GUESTS = 4096
 _REMARKS = 3
+
+_REST, _LONGEST_REST_SECONDS = 10, 1.0
+"""Links may change all the time: after a look at everybody comes a rest of so many times its length."""
 
 
 @dataclass
@@ -59,7 +63,9 @@ class Qemu(Source):
         self._guests: dict[int, _Guest] = {}
         self._fresh: set[int] = set()
         self._ended: set[int] = set()
+        self._surplus: set[int] = set()
         self._all = False
+        self._rested = self._round = 0.0
         self._deaf = ""
         self._missed: Map | None = None
         self._missed_before = bytes(8)
@@ -109,18 +115,18 @@ class Qemu(Source):
 
     async def _wait(self) -> None:
         """Until there is something to look at."""
-        now = time.monotonic()
-        limit = now + (_SCAN_SECONDS if self._deaf else _AGAIN_SECONDS)
-        due = min([limit, *(guest.due for guest in self._guests.values())])
-        try:
-            async with asyncio.timeout(max(due - now, 0)):
+        due = min([self._round, *(guest.due for guest in self._guests.values())])
+        if self._all:
+            due = min(due, self._rested)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(due - time.monotonic(), 0)):
                 await self._wake.wait()
-        except TimeoutError:
-            if due == limit:
-                self._all = True
-                if self._deaf or self._overrun():
-                    await self._scan()
         self._wake.clear()
+        if time.monotonic() >= self._round:
+            self._round = time.monotonic() + (_SCAN_SECONDS if self._deaf else _AGAIN_SECONDS)
+            self._all = True
+            if self._deaf or self._overrun():
+                await self._scan()
 
     def _overrun(self) -> bool:
         """Whether the kernel had more to tell than there was room for."""
@@ -134,10 +140,13 @@ class Qemu(Source):
         """Read what is new, due or asked for; forget what has ended."""
         if self._bury():
             await self._scan()
-        fresh, self._fresh = self._fresh, set()
-        everybody, self._all = self._all, False
         now = time.monotonic()
+        everybody = self._all and now >= self._rested
+        self._all = self._all and not everybody
+        fresh, self._fresh = self._fresh, set()
         due = {pid for pid, guest in self._guests.items() if everybody or guest.due <= now}
+        if not (fresh or due):
+            return
         held: dict[int, int] = {}
         try:
             held.update((pid, descriptor) for pid in fresh if (descriptor := _hold(pid)) is not None)
@@ -146,11 +155,16 @@ class Qemu(Source):
             for pid in held.keys() & self._guests.keys():
                 self._forget(pid)
             for emulator in sorted((e for e in seen.values() if e), key=lambda e: (e.started, e.pid)):
-                if emulator.pid in held:
+                if emulator.pid in held and len(self._guests) >= _MOST_GUESTS:
+                    self._surplus.add(emulator.pid)
+                elif emulator.pid in held:
                     self._meet(emulator, held.pop(emulator.pid))
         finally:
             for descriptor in held.values():
                 os.close(descriptor)
+        if everybody:
+            ended = time.monotonic()
+            self._rested = ended + min(_REST * (ended - now), _LONGEST_REST_SECONDS)
         for pid in due & self._guests.keys():
             guest = self._guests[pid]
             guest.seen = seen[pid] or guest.seen
@@ -176,6 +190,8 @@ class Qemu(Source):
 
     def _bury(self) -> bool:
         """Forget who has ended; True where one may live on under another pid, of which nothing is told."""
+        if self._ended:
+            self._fresh, self._surplus = self._fresh | self._surplus, set()
         forked = any(self._guests[pid].seen.line.daemonizes for pid in self._ended)
         for pid in list(self._ended):
             self._forget(pid)
@@ -195,6 +211,8 @@ class Qemu(Source):
 
     def _tell(self) -> None:
         remarks = [self._deaf] if self._deaf else []
+        if self._surplus:
+            remarks.append(f"{len(self._surplus)} emulators more than the {_MOST_GUESTS} that are followed")
         remarks += [remark for guest in self._guests.values() if (remark := _remark(guest))]
         more = len(remarks) - _REMARKS
         said = remarks[:_REMARKS] + ([f"and {more} more"] if more > 0 else [])
