@@ -26,10 +26,10 @@ class InventoryConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     """OVSDB socket of Open vSwitch, a path or `tcp:HOST:PORT`; None: /var/run/openvswitch/db.sock."""
 
     qemu: bool = True
-    """Whether QEMU processes that no daemon speaks of are workloads."""
+    """Whether VMs are also found by their QEMU processes, of which libvirt need not know."""
 
     tenant_label: str = "eastwest.tenant"
-    """Key of a container's label, or attribute of a VM's metadata, that names its tenant …"""
+    """Key of a container's label that names its tenant (the last word: of an attribute of a VM) …"""
 
     service_label: str = "eastwest.service"
     """… its service …"""
