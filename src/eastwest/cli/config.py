@@ -17,6 +17,7 @@ from eastwest.bus.client import BusConfig
 from eastwest.cli import toml
 from eastwest.errors import ConfigError
 from eastwest.inventory.config import InventoryConfig
+from eastwest.inventory.model import readable
 from eastwest.labels.rules import Rule
 from eastwest.probe.config import ProbeConfig
 
@@ -25,6 +26,7 @@ DEFAULT_STATE_DIR = Path("/var/lib/eastwest")
 Document = dict[str, Any]
 Sections = TypeVar("Sections", bound=msgspec.Struct)
 
+_LONGEST = 400
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.+)`")
 _WHERE = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 
@@ -72,7 +74,12 @@ def _read(path: Path | None) -> Document:
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}", "correct that line") from None
+        raise ConfigError(f"{path} is not TOML: {_shown(str(error))}", "correct that line") from None
+    except RecursionError:
+        raise ConfigError(f"{path} nests lists or tables too deeply", "no setting needs that") from None
+    except ValueError as error:
+        # An integer of more digits than Python reads, or a date that never was.
+        raise ConfigError(f"{path}: {_shown(str(error))}", "correct that value") from None
 
 
 def _over(document: Document, section: str, **settings: object) -> None:
@@ -93,13 +100,19 @@ def _checked(kind: type[Sections], document: Document, source: Path | None) -> S
         return msgspec.convert(document, kind, dec_hook=_path)
     except msgspec.ValidationError as error:
         what, remedy = _explain(kind, str(error))
-        raise ConfigError(f"{source or 'settings'}: {what}", remedy) from None
     except ConfigError as error:
-        raise ConfigError(f"{source or 'settings'}: {error.what}", error.remedy) from None
+        what, remedy = error.what, error.remedy
+    raise ConfigError(f"{source or 'settings'}: {_shown(what)}", _shown(remedy))
+
+
+def _shown(text: str) -> str:
+    """What a file made somebody say: in one line, and not longer than one reads."""
+    line = readable(text)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
 def _path(kind: type, value: object) -> object:
-    if kind is Path and isinstance(value, str) and value:
+    if kind is Path and isinstance(value, str) and value and "\0" not in value:
         return Path(value)
     raise ValueError("Expected a path")
 
