@@ -13,7 +13,7 @@ COLLECTORS := nfdump pmacct tshark
 # Sources of workloads that the tests run for real.
 TEST_PACKAGES := podman runc netavark conmon iptables libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES) $(COLLECTORS)
 
-.PHONY: demo test test-kernel-6.1 crash lint setup lock wheel clean
+.PHONY: demo test fuzz test-kernel-6.1 crash lint setup lock wheel clean
 
 demo: setup
 	$(BIN)/eastwest demo
@@ -30,6 +30,10 @@ test-kernel-6.1: setup
 # Roles killed at random moments under traffic, twenty seeds (`make test` runs two).
 crash: setup
 	EASTWEST_SEEDS=20 $(BIN)/pytest tests/system/test_crashes.py
+
+# What `make test` asks API and settings for some seconds, for as long as it takes.
+fuzz: setup $(VENV)/.test-packages
+	EASTWEST_FUZZ_EXAMPLES=$(or $(EXAMPLES),1000) $(BIN)/pytest -s tests/system/test_fuzz_api.py tests/unit/test_config_fuzz.py
 
 lint: setup
 	$(BIN)/ruff check .

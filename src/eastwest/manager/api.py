@@ -54,6 +54,14 @@ class FlowQuery(TimeQuery):
     limit: int = Field(_LIMIT, ge=1, le=_MAX_LIMIT, description=f"1 to {_MAX_LIMIT}")
 
 
+# With their content type, or a route that answers with lines or text would say that its refusals do too.
+_REFUSAL = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "Refused: what was asked, or who asked", "content": _REFUSAL},
+    503: {"description": "The store or the bus does not answer", "content": _REFUSAL},
+}
+
+
 class Lines(Response):
     """JSON lines (https://jsonlines.org)."""
 
@@ -68,7 +76,7 @@ def create_app(backend: Backend, routers: Sequence[APIRouter] = ()) -> FastAPI:
         version="1",
         docs_url=None,  # its page would come from other people's servers
         redoc_url=None,
-        responses={400: {"model": models.Error}, 503: {"model": models.Error}},
+        responses=_REFUSALS,
     )
     _add_lists(app, backend)
     _add_flows(app, backend)
@@ -145,11 +153,7 @@ def _add_facts(app: FastAPI, backend: Backend) -> None:
 
 
 def _add_metrics(app: FastAPI, backend: Backend) -> None:
-    @app.get(
-        "/metrics",
-        response_class=PlainTextResponse,
-        responses={404: {"model": models.Error}},
-    )
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics(query: Annotated[NoQuery, Query()]) -> Response:
         """Figures for Prometheus; every name is explained on the page itself."""
         return Response(await backend.metrics(), media_type=METRICS_TYPE)
