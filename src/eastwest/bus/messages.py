@@ -71,6 +71,19 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 _FACTS = Facts.__struct_fields__
 
 
+LONGEST_FACT = 255
+"""Characters in a text that somebody says of a workload."""
+
+
+def refuse_impossible(facts: Facts) -> None:
+    """Raises ValueError for facts that no reader of a workload's document would take."""
+    if facts.service_id is not None and not 0 <= facts.service_id < 1 << 32:
+        raise ValueError("service_id must be 0 to 4294967295")
+    for name in ("tenant", "network", "service"):
+        if len(getattr(facts, name) or "") > LONGEST_FACT:
+            raise ValueError(f"{name} is longer than {LONGEST_FACT} characters")
+
+
 class Port(msgspec.Struct, frozen=True):
     """A workload's port: its interface on the host side."""
 

@@ -34,6 +34,8 @@ _NUMBER = re.compile(r"[0-9]{1,20}")
 _MAX_COUNT = 1 << 52
 _MAX_TIME = 1 << 63
 _MAX_LABEL = (1 << 32) - 1
+_MAX_TEXT = 4096
+_MAX_LIST = 4096
 _MAX_NAME = 255
 _MAX_PACKET = 2048
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
@@ -115,7 +117,7 @@ def _sane_totals(rows: NDArray[Any]) -> bool:
 def _documents(payload: bytes, kind: type[T], sane: Callable[[T], bool]) -> list[T]:
     try:
         documents: list[T] = msgspec.json.decode(payload, type=list[kind])  # type: ignore[valid-type]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Malformed("json", str(error)) from error
     if not all(map(sane, documents)):
         raise Malformed("values", "impossible values")
@@ -129,6 +131,22 @@ def _sane_workload(workload: Workload) -> bool:
         and _HOST.fullmatch(workload.host) is not None
         and 0 <= workload.first_seen < _MAX_TIME
         and 0 <= workload.last_seen < _MAX_TIME
+        and _bounded(workload)
+    )
+
+
+def _bounded(workload: Workload) -> bool:
+    """Whether its texts and lists are of a size that a workload can have."""
+    lists = (workload.ports, workload.addresses, workload.past_ports, workload.past_addresses)
+    texts = (
+        workload.name, workload.kind, workload.tenant, workload.network, workload.service, workload.cgroup,
+        *workload.addresses, *workload.past_ports, *workload.past_addresses,
+        *(text for port in workload.ports for text in (port.name, port.mac)),
+    )  # fmt: skip
+    return (
+        all(len(found) <= _MAX_LIST for found in lists)
+        and all(len(text) <= _MAX_TEXT for text in texts)
+        and all(0 <= port.ifindex <= _MAX_LABEL for port in workload.ports)
     )
 
 

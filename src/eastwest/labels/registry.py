@@ -4,6 +4,7 @@ Numbers come in blocks that no two probes can lease (a compare-and-set on the bu
 the whole fleet and never given twice. A workload that comes back under the same identity has its old one.
 """
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -23,6 +24,15 @@ _KEY = "next"
 _ADDRESSES_KEPT = 64
 _PORTS_KEPT = 64
 _FRESH = 3600 * 10**9
+
+
+def _first(value: bytes) -> int:
+    if not re.fullmatch(rb"[1-9][0-9]{0,9}", value):
+        # Starting again at 1 would give labels that others have.
+        raise BusError(
+            "what the bus says of labels given so far is no number", f"put the first free label into '{_KEY}'"
+        )
+    return int(value)
 
 
 class Memory(Protocol):
@@ -113,7 +123,7 @@ class Registry:
         """Get another block of labels. Raises BusError where the bus cannot be asked."""
         for _ in range(100):
             entry = await bucket.get(_KEY)
-            first = int(entry[0]) if entry else 1
+            first = _first(entry[0]) if entry else 1
             if first + BLOCK > 1 << 32:
                 raise BusError("all 4294967295 labels are given", "start a new fleet with an empty bus")
             if await bucket.create_or_update(_KEY, str(first + BLOCK).encode(), entry[1] if entry else None):

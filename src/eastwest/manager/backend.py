@@ -150,7 +150,7 @@ def _facts(document: bytes) -> dict[str, object]:
     """The facts in the bucket; unreadable ones (by whom?) count as none, so that they can be set again."""
     try:
         facts = msgspec.json.decode(document, type=messages.Facts)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     builtins: dict[str, object] = msgspec.to_builtins(facts)
     return builtins

@@ -15,6 +15,9 @@ from eastwest.bus.messages import HOSTS_BUCKET, HostReport
 _MISSED_REPORTS = 3
 _LEAST_SECONDS = 5.0
 _FORGIVEN_SECONDS = 86400.0
+_MOST_PROBLEMS = 5
+# Far above what an honest probe reports.
+_MANY, _LONG, _HUGE, _LATEST = 4096, 4096, 1 << 64, 1 << 63
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Fleet:
         self._work = Background()
         self.malformed: Counter[str] = Counter()
         """Reports that could not be read, by host."""
+        self._unreadable: dict[str, str] = {}
+        """Why the last report of a host could not be read."""
 
     async def __aenter__(self) -> Self:
         await self._work.start(self._follow(), "fleet")
@@ -69,20 +74,24 @@ class Fleet:
     def problems(self) -> list[str]:
         """Hosts that fell silent not long ago; one that has been for longer may have been taken out."""
         silent = [m for m in self.members if not m.alive and m.age < _FORGIVEN_SECONDS]
-        return [f"host {member.report.host}: {member.silence}" for member in silent]
+        unreadable = sorted(self._unreadable.items())[:_MOST_PROBLEMS]
+        return [f"host {member.report.host}: {member.silence}" for member in silent] + [
+            f"host {host}: its report cannot be read ({why}); see that its probe is of this version"
+            for host, why in unreadable
+        ]
 
     async def _follow(self) -> None:
         async for host, document in self._bus.bucket(HOSTS_BUCKET).watch():
+            self._unreadable.pop(host, None)
             if document is None:
                 self._members.pop(host, None)
                 continue
             try:
                 report = msgspec.json.decode(document, type=HostReport)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+                _refuse_impossible(report, host)
+            except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
                 self.malformed[host] += 1
-                continue
-            if report.host != host:
-                self.malformed[host] += 1
+                self._unreadable[host] = str(error)[:100]
                 continue
             self._take(report)
 
@@ -94,3 +103,23 @@ class Fleet:
             self._members[report.host] = Member(report, time.monotonic() - age)
         elif before.report != report:
             self._members[report.host] = Member(report, time.monotonic())
+
+
+def _refuse_impossible(report: HostReport, host: str) -> None:
+    """Raises ValueError for what would break those who read it, whatever else it says."""
+    if report.host != host:
+        raise ValueError("it is another host's")
+    if not all(0 <= at < _LATEST for at in (report.time, report.started_at, report.cost.sampled_at)):
+        raise ValueError("a time is impossible")
+    if not _sane(msgspec.to_builtins(report)):
+        raise ValueError("a number or text is out of bounds")
+
+
+def _sane(part: object) -> bool:
+    if isinstance(part, dict):
+        return len(part) <= _MANY and all(_sane(key) and _sane(value) for key, value in part.items())
+    if isinstance(part, list):
+        return len(part) <= _MANY and all(map(_sane, part))
+    if isinstance(part, str):
+        return len(part) <= _LONG
+    return part is None or (isinstance(part, int | float) and abs(part) < _HUGE)

@@ -117,7 +117,7 @@ async def _ask(bus: Bus, host: str) -> ProbeLedger | None:
     except BusError as error:
         log.debug("ledger of %s from its totals: %s", host, error)
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         log.warning("the probe of %s answers what is no ledger: %s", host, error)
         return None
     return answer if answer.host == host else None

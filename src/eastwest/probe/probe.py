@@ -25,6 +25,7 @@ from eastwest.bus.messages import (
     ProbeLedger,
     Workload,
     ledger_subject,
+    refuse_impossible,
 )
 from eastwest.errors import BusError, EastwestError, StoreError
 from eastwest.inventory.inventory import Inventory
@@ -270,13 +271,14 @@ class Probe:
         async for key, value in self._bus.bucket(FACTS_BUCKET).watch():
             try:
                 facts = msgspec.json.decode(value, type=Facts) if value else Facts()
+                refuse_impossible(facts)
                 with self._journal.transaction():
                     self._registry.say(int(key), facts)
                 self._changed.set()
             except StoreError as e:
                 self._problem("journal", e)
-            except (ValueError, msgspec.MsgspecError) as e:
-                self._problem("facts", EastwestError(f"facts of label '{key}' are refused: {e}"))
+            except (ValueError, RecursionError, msgspec.MsgspecError) as e:
+                self._problem("facts", EastwestError(f"facts of label '{key[:20]}' are refused: {e}"))
 
     async def _send(self) -> None:
         """Hand the outbox to the stream, in order; what is acknowledged leaves the disk."""

@@ -64,7 +64,7 @@ class Kept(Generic[T]):
             try:
                 document = msgspec.json.decode(value, type=self._kind)
                 self._check(document)
-            except (msgspec.MsgspecError, UnicodeDecodeError, EastwestError) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, EastwestError) as error:
                 self.documents.pop(key, None)
                 self.unreadable[key] = str(error)
                 log.warning("%s of %s cannot be used: %s", key, self._name, error)
