@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from eastwest.inventory import qemu
+from eastwest.inventory.emulator import Emulator as Emulation
+from eastwest.inventory.emulator import View
 from eastwest.inventory.model import Claim
 from eastwest.inventory.qemu import Qemu
 from eastwest.inventory.scope import Scope
@@ -271,3 +273,46 @@ def test_more_emulators_than_are_followed_are_said_and_wait(
         await watched.become(lambda claims: not claims)
 
     watch(netns, cgroup, test)
+
+
+def test_a_process_that_may_not_be_looked_at_is_said(
+    netns: Path, cgroup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried again from time to time. The refusal is made up: root is never refused here."""
+    refused = [True]
+    real = qemu.read
+
+    def reading(pid: int, view: View) -> Emulation | None:
+        if refused[0]:
+            raise PermissionError
+        return real(pid, view)
+
+    monkeypatch.setattr(qemu, "read", reading)
+    monkeypatch.setattr(qemu, "_AGAIN_SECONDS", 0.2)
+
+    async def test(watched: Watched) -> None:
+        with Emulator(netns, *EMPTY, "-nic", "none", "-name", "hidden"):
+            await watched.become(lambda _: "CAP_SYS_PTRACE" in (watched.source.problem or ""))
+            refused.clear()
+            refused.append(False)
+            await watched.become(lambda claims: list(claims) == ["qemu:hidden"])
+            assert watched.source.problem is None
+
+    watch(netns, cgroup, test)
+
+
+def test_an_emulator_under_another_name_is_found_by_its_file(netns: Path, cgroup: Path) -> None:
+    """`-name process=` gives it a name that the first look at /proc does not know."""
+    arguments = ("-nic", "none", "-name", "guest=web,process=other")
+    with Emulator(netns, *EMPTY, *arguments) as emulator:
+        comm = Path(f"/proc/{emulator.pid}/comm")
+        asyncio.run(until(lambda: _says(comm, "other\n")))
+
+        async def test(watched: Watched) -> None:
+            await watched.become(lambda claims: list(claims) == ["qemu:web"])
+
+        watch(netns, cgroup, test)
+
+
+async def _says(file: Path, text: str) -> bool:
+    return file.read_text() == text

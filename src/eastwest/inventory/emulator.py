@@ -109,14 +109,16 @@ class Emulator:
 
 
 def read(pid: int, view: View) -> Emulator | None:
-    """None: it has ended, is no emulator, runs no VM, or is in another network namespace than the scope."""
+    """None: it has ended, is no emulator, runs no VM, or is in another network namespace than the scope.
+
+    Raises PermissionError where this process may not look at another's.
+    """
     process = Path(f"/proc/{pid}")
     try:
         if (process / "ns/net").stat().st_ino != view.netns:
             return None
         arguments = _arguments(process)
-        programs = ((process / "exe").readlink(), *map(Path, arguments[:1]))
-        if not any(_PROGRAM.fullmatch(program.name) for program in programs):
+        if not (_runs_emulator(process) or any(_PROGRAM.fullmatch(Path(one).name) for one in arguments[:1])):
             return None
         line = parse(arguments[1:])
         if not line.machine:
@@ -124,8 +126,27 @@ def read(pid: int, view: View) -> Emulator | None:
         started, _ = _birth(process)
         cgroup, shared_with = _cgroup(pid, view)
         return Emulator(pid, started, line, _taps(process), cgroup, shared_with)
+    except PermissionError:
+        raise
     except (OSError, ValueError, IndexError):
         return None
+
+
+def find() -> set[int]:
+    """Processes that may be emulators: as the kernel program tells them, or by the file that they run."""
+    return {int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit() and _may_emulate(one)}
+
+
+def _may_emulate(process: Path) -> bool:
+    try:
+        comm = (process / "comm").read_bytes().rstrip(b"\n")
+        return comm.startswith(b"qemu") or comm == b"kvm" or _runs_emulator(process)
+    except OSError:
+        return False
+
+
+def _runs_emulator(process: Path) -> bool:
+    return bool(_PROGRAM.fullmatch((process / "exe").readlink().name))
 
 
 def _arguments(process: Path) -> list[str]:

@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from eastwest.errors import InventoryError, KernelError, MissingFeature
-from eastwest.inventory.emulator import Emulator, View, read
+from eastwest.inventory.emulator import Emulator, View, find, read
 from eastwest.inventory.model import Claim
 from eastwest.inventory.scope import Scope
 from eastwest.inventory.source import Source
@@ -64,6 +63,7 @@ class Qemu(Source):
         self._fresh: set[int] = set()
         self._ended: set[int] = set()
         self._surplus: set[int] = set()
+        self._denied: set[int] = set()
         self._all = False
         self._rested = self._round = 0.0
         self._deaf = ""
@@ -111,7 +111,7 @@ class Qemu(Source):
         self._wake.set()
 
     async def _scan(self) -> None:
-        self._fresh |= await asyncio.to_thread(_emulators) - self._guests.keys()
+        self._fresh |= await asyncio.to_thread(find) - self._guests.keys()
 
     async def _wait(self) -> None:
         """Until there is something to look at."""
@@ -125,6 +125,7 @@ class Qemu(Source):
         if time.monotonic() >= self._round:
             self._round = time.monotonic() + (_SCAN_SECONDS if self._deaf else _AGAIN_SECONDS)
             self._all = True
+            self._fresh |= self._denied
             if self._deaf or self._overrun():
                 await self._scan()
 
@@ -150,7 +151,7 @@ class Qemu(Source):
         held: dict[int, int] = {}
         try:
             held.update((pid, descriptor) for pid in fresh if (descriptor := _hold(pid)) is not None)
-            seen = await asyncio.to_thread(lambda: {pid: read(pid, view) for pid in due | held.keys()})
+            seen = await asyncio.to_thread(self._read, due | held.keys(), view)
             # A program that starts another in its place keeps its pid, and nothing else.
             for pid in held.keys() & self._guests.keys():
                 self._forget(pid)
@@ -170,6 +171,17 @@ class Qemu(Source):
             guest.seen = seen[pid] or guest.seen
             guest.looks += guest.due <= now
             guest.due = now + _PAUSES[guest.looks] if guest.looks < len(_PAUSES) else float("inf")
+
+    def _read(self, pids: set[int], view: View) -> dict[int, Emulator | None]:
+        """What is to be seen of processes; runs on another thread."""
+        seen: dict[int, Emulator | None] = dict.fromkeys(pids)
+        self._denied -= pids
+        for pid in pids:
+            try:
+                seen[pid] = read(pid, view)
+            except PermissionError:
+                self._denied.add(pid)
+        return seen
 
     def _meet(self, emulator: Emulator, descriptor: int) -> None:
         guest = _Guest(descriptor, self._identity(emulator), emulator, due=time.monotonic() + _PAUSES[0])
@@ -213,6 +225,11 @@ class Qemu(Source):
         remarks = [self._deaf] if self._deaf else []
         if self._surplus:
             remarks.append(f"{len(self._surplus)} emulators more than the {_MOST_GUESTS} that are followed")
+        if self._denied:
+            first = f"pid {min(self._denied)} and {len(self._denied) - 1} more"
+            remarks.append(
+                f"{first} may run VMs and cannot be read: run the probe with CAP_SYS_PTRACE, or as root"
+            )
         remarks += [remark for guest in self._guests.values() if (remark := _remark(guest))]
         more = len(remarks) - _REMARKS
         said = remarks[:_REMARKS] + ([f"and {more} more"] if more > 0 else [])
@@ -255,19 +272,3 @@ def _hold(pid: int) -> int | None:
         return None
     except OSError as e:
         raise InventoryError(f"cannot follow pid {pid}: {e.strerror}", "raise the probe's limits") from None
-
-
-def _emulators() -> set[int]:
-    """Processes that may be emulators by their name, as the kernel program tells them."""
-    return set(_named(Path("/proc").iterdir()))
-
-
-def _named(processes: Iterable[Path]) -> Iterable[int]:
-    for process in processes:
-        if process.name.isdigit():
-            try:
-                comm = (process / "comm").read_bytes().rstrip(b"\n")
-            except OSError:
-                continue
-            if comm.startswith(b"qemu") or comm == b"kvm":
-                yield int(process.name)
