@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator
@@ -13,14 +14,16 @@ import pytest
 
 from eastwest.inventory.config import InventoryConfig
 from eastwest.inventory.libvirt import Libvirt
+from eastwest.inventory.openvswitch import OpenVSwitch
 from eastwest.inventory.qemu import Qemu
 from eastwest.inventory.scope import Scope
 from eastwest.kernel.netns import inside
 from eastwest.meter.check import cgroup_mount
-from tests.conftest import run
+from tests.conftest import require, run
 from tests.system.bus_server import RunningServer
 from tests.system.guest import GUEST_MAC, Emulator, Image, boot, words
-from tests.system.libvirt_site import definition, libvirtd
+from tests.system.libvirt_site import Libvirtd, definition, libvirtd
+from tests.system.test_openvswitch import Switch
 from tests.system.test_probe import Harness, harness, holds, with_server
 
 BRIDGE_MAC = "02:00:00:00:01:02"
@@ -33,16 +36,26 @@ TAP_NETWORK = {"address": "10.1.0.1/24", "peer": "10.1.0.2", "peer_mac": BRIDGE_
 def bridge(netns: Path) -> str:
     """A Linux bridge with an address, on which nobody says anything by himself."""
     name = f"b{secrets.token_hex(4)}"
+    no_ipv6(netns)
+    bridge = ("address", BRIDGE_MAC, "type", "bridge", "mcast_snooping", "0")
+    run("ip", "-n", netns.name, "link", "add", name, *bridge)
+    address(netns, name)
+    return name
+
+
+def no_ipv6(netns: Path) -> None:
+    """Nor on what is made later."""
     with inside(netns):
         for which in ("all", "default"):
             Path(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6").write_text("1")
-    link = ("ip", "-n", netns.name, "link")
-    run(*link, "add", name, "address", BRIDGE_MAC, "type", "bridge", "mcast_snooping", "0")
-    run(*link, "set", name, "up")
-    run("ip", "-n", netns.name, "address", "add", "10.1.0.2/24", "dev", name)
-    neighbour = ("10.1.0.1", "lladdr", GUEST_MAC, "dev", name, "nud", "permanent")
+
+
+def address(netns: Path, bridge: str) -> None:
+    """The guest's peer, which need not ask for it."""
+    run("ip", "-n", netns.name, "link", "set", bridge, "up")
+    run("ip", "-n", netns.name, "address", "add", "10.1.0.2/24", "dev", bridge)
+    neighbour = ("10.1.0.1", "lladdr", GUEST_MAC, "dev", bridge, "nud", "permanent")
     run("ip", "-n", netns.name, "neighbour", "add", *neighbour)
-    return name
 
 
 def qemu(netns: Path, cgroup: Path) -> Qemu:
@@ -137,53 +150,71 @@ def test_a_guest_with_user_mode_networking_is_counted_at_its_emulators_sockets(
     with_server(tmp_path, test)
 
 
-def test_a_vm_that_two_sources_know_is_one_and_keeps_its_label(
-    image: Image, netns: Path, bridge: str, cgroup: Path, tmp_path: Path
-) -> None:
-    """libvirt's domain and its QEMU process: one label, through pause, stop, renaming and another start."""
-    number = str(uuid.uuid4())
-    card = f"<interface type='bridge'><mac address='{GUEST_MAC}'/><source bridge='{bridge}'/>"
+@pytest.fixture
+def switch(tmp_path: Path, netns: Path) -> Iterator[Switch]:
+    """An Open vSwitch whose bridge has the address of the bridge above, in VLAN 7."""
+    require(shutil.which("ovs-vswitchd"), "needs Open vSwitch: apt-get install openvswitch-switch")
+    no_ipv6(netns)
+    (tmp_path / "ovs").mkdir()
+    with Switch(tmp_path / "ovs", netns) as switch:
+        switch.vsctl(
+            "set", "bridge", "br0", f"other_config:hwaddr={BRIDGE_MAC}", "--", "set", "port", "br0", "tag=7"
+        )
+        address(netns, "br0")
+        yield switch
+
+
+@contextmanager
+def defined(daemon: Libvirtd, image: Image, port: int) -> Iterator[Any]:
+    """A domain that is defined, on the switch; when it has booted it sends 25 datagrams to `port`."""
+    line = words(**TAP_NETWORK, more=f"PORT={port} COUNT=25 SIZE={UDP_SIZE}")
+    kernel = f"<kernel>{image.kernel}</kernel><initrd>{image.initramfs}</initrd><cmdline>{line}</cmdline>"
+    # The switch takes frames as they come from the tap: the guest finishes its checksums itself.
+    card = f"""
+<interface type='bridge'><mac address='{GUEST_MAC}'/><source bridge='br0'/><virtualport type='openvswitch'/>
+<vlan><tag id='7'/></vlan><model type='virtio'/><driver><host csum='off' gso='off'/></driver></interface>"""
     metadata = '<e:workload xmlns:e="https://eastwest.dev/libvirt/1" tenant="a" service="web"/>'
+    connection = daemon.connect()
+    try:
+        yield connection.defineXML(definition("web", str(uuid.uuid4()), card, metadata=metadata, boot=kernel))
+    finally:
+        connection.close()
 
-    async def test(server: RunningServer, state: Path) -> None:
-        with libvirtd(tmp_path / "libvirt", netns, cgroup / "libvirt") as daemon:
-            sources = [
-                Libvirt(daemon.uri, expected=True, config=InventoryConfig()),
-                qemu(netns, cgroup),
-            ]
-            async with harness(server, state, sources=sources, netns=netns, cgroup_root=cgroup) as h:
-                admin = await asyncio.to_thread(daemon.connect)
-                with receiver(netns, "10.1.0.2") as peer:
-                    port = peer.getsockname()[1]
-                    line = words(**TAP_NETWORK, more=f"PORT={port} COUNT=25 SIZE={UDP_SIZE}")
-                    kernel = f"<kernel>{image.kernel}</kernel><initrd>{image.initramfs}</initrd>"
-                    xml = definition(
-                        "web",
-                        number,
-                        f"{card}<model type='virtio'/></interface>",
-                        metadata=metadata,
-                        boot=f"{kernel}<cmdline>{line}</cmdline>",
-                    )
-                    vm = await asyncio.to_thread(admin.defineXML, xml)
-                    label = await _life(h, vm, "web", number, 25)
-                    await asyncio.to_thread(vm.rename, "shop")
-                    assert await _life(h, vm, "shop", number, 50) == label
-                    assert received(peer) == 50
-                admin.close()
-            assert [source.problem for source in sources] == [None, None]
 
-    async def _life(h: Harness, vm: Any, name: str, identity: str, packets: int) -> int:
-        """One life of the VM, paused in between; its label."""
+def test_a_vm_that_three_sources_know_is_one_and_keeps_its_label(
+    image: Image, netns: Path, switch: Switch, cgroup: Path, tmp_path: Path
+) -> None:
+    """libvirt, Open vSwitch, and its process: one label with all facts, over pause, renaming and restart."""
+
+    async def life(h: Harness, vm: Any, name: str, packets: int) -> int:
+        """From its start to its end, paused in between; its label."""
         await asyncio.to_thread(vm.create)
         label = await h.knows(name)
         await asyncio.to_thread(vm.suspend)
         await asyncio.to_thread(vm.resume)
         await h.counts({label: (packets, packets * (UDP_SIZE + 28))}, seconds=120)
-        (present,) = [w for w in h.probe.workloads() if w.present]
-        assert (present.label, present.tenant, present.service) == (label, "a", "web")
-        assert len(present.ports) == 1
+        (one,) = [w for w in h.probe.workloads() if w.present]
+        assert (one.label, one.kind, one.tenant, one.service, one.network) == (label, "vm", "a", "web", "7")
+        assert len(one.ports) == 1
         await asyncio.to_thread(vm.destroy)
         await holds(lambda: not [w for w in h.probe.workloads() if w.present])
         return label
+
+    async def test(server: RunningServer, state: Path) -> None:
+        with (
+            libvirtd(tmp_path / "libvirt", netns, cgroup / "libvirt") as daemon,
+            receiver(netns, "10.1.0.2") as peer,
+            defined(daemon, image, peer.getsockname()[1]) as vm,
+        ):
+            # Where libvirt looks for the switch.
+            (daemon.directory / "run/openvswitch").symlink_to(switch.directory)
+            libvirt = Libvirt(daemon.uri, expected=True, config=InventoryConfig())
+            sources = [libvirt, qemu(netns, cgroup), OpenVSwitch(str(switch.socket))]
+            async with harness(server, state, sources=sources, netns=netns, cgroup_root=cgroup) as h:
+                label = await life(h, vm, "web", 25)
+                await asyncio.to_thread(vm.rename, "shop")
+                assert await life(h, vm, "shop", 50) == label
+            assert received(peer) == 50
+            assert [source.problem for source in sources] == [None, None, None]
 
     with_server(tmp_path, test)
