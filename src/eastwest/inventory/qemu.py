@@ -226,9 +226,10 @@ class Qemu(Source):
         if self._surplus:
             remarks.append(f"{len(self._surplus)} emulators more than the {_MOST_GUESTS} that are followed")
         if self._denied:
-            first = f"pid {min(self._denied)} and {len(self._denied) - 1} more"
+            first, more = min(self._denied), len(self._denied) - 1
+            who = f"pid {first}" + (f" and {more} more" if more else "")
             remarks.append(
-                f"{first} may run VMs and cannot be read: run the probe with CAP_SYS_PTRACE, or as root"
+                f"{who} may run VMs and cannot be read: run the probe with CAP_SYS_PTRACE, or as root"
             )
         remarks += [remark for guest in self._guests.values() if (remark := _remark(guest))]
         more = len(remarks) - _REMARKS
