@@ -14,6 +14,7 @@ from eastwest.errors import ConfigError
 from eastwest.export import ipfix
 from eastwest.export.config import IpfixConfig
 from eastwest.export.services import Services
+from eastwest.export.session import parse
 from eastwest.meter.rows import FLOW_ROW
 from tests.system.fake_probe import START, flow_rows, workload
 
@@ -174,13 +175,28 @@ def test_rows_with_nothing_in_them_are_encoded() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("udp://10.0.0.9", "10.0.0.9", 4739), ("tcp://[fe80::1%eth0]:1", "fe80::1%eth0", 1),
+        ("udp://sammler.bücher.example:9995", "sammler.bücher.example", 9995), ("tcp://a_b", "a_b", 4739),
+    ],
+)  # fmt: skip
+def test_collectors_by_name_and_address(url: str, host: str, port: int) -> None:
+    """The registered port where none is given."""
+    assert parse(url)[1:] == (host, port)
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"collector": "host:4739"}, "export.ipfix.collector = 'host:4739' is no collector"),
+        ({"collector": "host:4739"}, "export.ipfix.collector is no collector; write it like udp://host:4739"),
         ({"collector": "udp://host:0"}, "is no collector"),
         ({"collector": "udp://host:99999"}, "is no collector"),
         ({"collector": "udp://[::1"}, "is no collector"),
         ({"collector": "http://host"}, "is no collector"),
+        ({"collector": "udp://" + "a" * 64}, "is no collector"),
+        ({"collector": "udp://a\0b:1"}, "is no collector"),
+        ({"collector": "tcp://user:secret@host"}, "is no collector"),
         ({"enterprise": 0}, "export.ipfix.enterprise = 0 is out of range; set 1 to 4294967295"),
         ({"datagram_bytes": 100}, "set 1200 to 65000"),
         ({"template_seconds": float("nan")}, "out of range"),

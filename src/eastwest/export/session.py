@@ -7,6 +7,7 @@ peer goes. So what was lost with a connection can be counted.
 import array
 import asyncio
 import fcntl
+import re
 import socket
 from collections import deque
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from eastwest.errors import ConfigError
 PORT = 4739
 """https://www.iana.org/assignments/service-names-port-numbers: ipfix"""
 
+_HOST = re.compile(rb"[A-Za-z0-9_.:%-]{1,253}")
 _SIOCOUTQ = 0x5411
 _CONNECT_SECONDS = 5.0
 _UNREAD_MILLISECONDS = 60_000
@@ -28,13 +30,17 @@ def parse(url: str) -> tuple[socket.SocketKind, str, int]:
         parts = urlsplit(url)
         kind = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}[parts.scheme]
         port = PORT if parts.port is None else parts.port
-        if not parts.hostname or not port or parts.path or parts.query or parts.fragment or parts.username:
+        if not port or parts.path or parts.query or parts.fragment or parts.username:
+            raise ValueError
+        # What is no name fails here, not with a UnicodeError when it is looked up.
+        if not _HOST.fullmatch((parts.hostname or "").encode("idna")):
             raise ValueError
     except (ValueError, KeyError):
+        # Without the text: who puts a password there would read it in a log.
         raise ConfigError(
-            f"export.ipfix.collector = '{url}' is no collector", "write it like udp://host:4739 or tcp://host"
+            "export.ipfix.collector is no collector", "write it like udp://host:4739 or tcp://host"
         ) from None
-    return kind, parts.hostname, port
+    return kind, str(parts.hostname), port
 
 
 class Session:

@@ -25,7 +25,10 @@ class Shares:
         """Take over the latest figures: label, its group, everything that the label has counted."""
         grown: dict[Group, list[int]] = {}
         for label, group, counts in figures:
-            before = self._before.get(label) or [0] * len(counts)
+            before = self._before.get(label)
+            if counts == before:
+                continue
+            before = before or [0] * len(counts)
             more = [max(0, now - then) for now, then in zip(counts, before, strict=True)]
             self._before[label] = counts
             sums = grown.setdefault(group, [0] * len(counts))
