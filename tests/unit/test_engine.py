@@ -313,6 +313,26 @@ def test_a_process_that_ended_without_an_event_is_missed(
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("turns", range(5))
+def test_it_ends_when_told_to_also_as_an_event_comes(turns: int, tmp_path: Path) -> None:
+    """Cancelled in the very turns of the event loop in which an event wakes it."""
+
+    async def test() -> None:
+        fake = FakeEngine(tmp_path / "s", {})
+        async with following(fake) as source:
+            await until(source.answered.is_set)
+            await until(lambda: fake.asked.count("/_ping") > 2)
+            (task,) = [t for t in asyncio.all_tasks() if t.get_name() == "docker containers"]
+            source._note(IDS[0])
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            async with asyncio.timeout(10):
+                await asyncio.wait([task])
+
+    asyncio.run(test())
+
+
 def test_a_flood_of_events_asks_for_what_there_is_only(tmp_path: Path) -> None:
     """Events of other things, of numbers that are none, and the same again: bounded, no problem."""
     lines = [{"Type": "container", "Action": "start", "Actor": {"ID": one}} for one in ("../x", "", IDS[0])]

@@ -147,8 +147,10 @@ class Containers(Source):
                         self._tell()
                 complete = True
                 self._tell()
+                # Not wait_for: in Python 3.11 it swallows a cancellation that comes with the event.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), left)
+                    async with asyncio.timeout(left):
+                        await self._wake.wait()
 
     def _compare(self, listed: dict[str, str]) -> None:
         """Find what happened to containers without an event that said so."""
