@@ -82,5 +82,29 @@ def test_a_number_used_again_is_another_interface(netns: Path, cgroup: Path, tmp
     with_server(tmp_path, test)
 
 
+def test_what_a_bridge_says_of_its_port_changes_nothing(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """A port that a bridge takes, changes and lets go is the same port of the same workload all along."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            with Workload(netns) as workload:
+                label = await h.knows(workload.name)
+                await holds(lambda: ports_of(h.probe, workload.name) == [workload.port])
+                accounts = h.probe.open_accounts
+                run("ip", "-n", netns.name, "link", "add", "br0", "type", "bridge")
+                run("ip", "-n", netns.name, "link", "set", workload.port, "master", "br0")
+                run("bridge", "-n", netns.name, "link", "set", "dev", workload.port, "cost", "7")
+                run("ip", "-n", netns.name, "link", "set", workload.port, "nomaster")
+                with Workload(netns) as later:  # the probe has heard of all that once it knows this one
+                    await h.knows(later.name)
+                    await holds(lambda: ports_of(h.probe, later.name) == [later.port])
+                    workload.send(3)
+                    await h.becomes({label: 3})
+                    assert ports_of(h.probe, workload.name) == [workload.port]
+                    assert h.probe.open_accounts == accounts + 1
+
+    with_server(tmp_path, test)
+
+
 def ports_of(probe: Any, name: str) -> list[str]:
     return [port.name for w in probe.workloads() if w.name == name for port in w.ports]

@@ -18,6 +18,7 @@ from eastwest.kernel.netns import route_socket
 log = logging.getLogger(__name__)
 
 _GONE_SECONDS = 30.0
+_AF_BRIDGE = 7
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class Ports:
         while True:
             try:
                 async for message in self._events.get():
+                    if message["family"] == _AF_BRIDGE:
+                        continue  # what a bridge says of its port: neither its kind nor its end
                     if message["event"] == "RTM_DELLINK":
                         if self._remove(message["index"]):
                             self._changed()
