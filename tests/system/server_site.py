@@ -17,7 +17,7 @@ from eastwest.export.exporter import Exporter
 from eastwest.export.metrics import Metrics
 from eastwest.manager.manager import Manager, ManagerConfig
 from eastwest.store.store import Store, StoreConfig
-from eastwest.watch.config import AlertsConfig
+from eastwest.watch.config import AlertsConfig, DetectConfig
 from eastwest.watch.definition import Definition
 from eastwest.watch.routes import router
 from eastwest.watch.watcher import Watcher
@@ -75,8 +75,10 @@ class Site:
 async def site(
     directory: Path,
     collecting: bool = True,
+    *,
     alerts: AlertsConfig = QUICK,
     watches: Sequence[Definition] = (),
+    detect: DetectConfig | None = None,
     export: ExportConfig | None = None,
 ) -> AsyncIterator[Site]:
     export = export or ExportConfig()
@@ -91,7 +93,7 @@ async def site(
             metrics = Metrics(
                 export.prometheus, bus, store, lambda: collector.status, lambda: exporter.status
             )
-            watcher = Watcher(alerts, bus, store, watches)
+            watcher = Watcher(alerts, bus, store, watches, detect)
             manager = Manager(
                 ManagerConfig(listen="127.0.0.1:0"),
                 bus,

@@ -1,6 +1,7 @@
 """The watcher on a real server: nats-server, chDB, API; what is fed is what an alert says, to the digit."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,14 +10,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from eastwest.bus.messages import FLOWS, TOTALS, WATCHES_BUCKET, Evidence
 from eastwest.watch import models
+from eastwest.watch.config import AlertsConfig
 from eastwest.watch.definition import Definition
 from tests.system.bus_server import until
 from tests.system.fake_probe import FakeProbe, flow_rows, mapped, total_rows, workload
 from tests.system.server_site import ALL, Site, site
+from tests.unit.test_watch_outputs import receiving
 
 NS = 10**9
 SECONDS = 60.0
@@ -421,5 +425,50 @@ def test_silences_keep_alerts_quiet_and_end(tmp_path: Path) -> None:
                     {"alert": "x", "duration": "0s"},
                 ):
                     assert (await s.api.post("/api/v1/silences", json=body)).status_code == 400
+
+    asyncio.run(scenario())
+
+
+def test_people_are_told_of_the_beginning_and_the_end(tmp_path: Path) -> None:
+    """To webhook and syslog, the document that the API shows; nobody is told of what is silenced."""
+
+    async def scenario() -> None:
+        with receiving() as receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as log:
+            log.bind(("127.0.0.1", 0))
+            log.settimeout(SECONDS)
+            outputs = AlertsConfig(
+                interval_seconds=0.1,
+                webhook_url=receiver.url,
+                syslog=f"udp://127.0.0.1:{log.getsockname()[1]}",
+            )
+            async with site(tmp_path, alerts=outputs) as s:
+                probe = LiveProbe(s.probe_bus)
+                await probe.workloads(workload(1, "web"), workload(2, "db", service="db"))
+                await probe.count(recent([1, 2], [600, 600]))
+                quiet = {"match": "service=db", "duration": "1h"}
+                assert (await s.api.post("/api/v1/silences", json=quiet)).status_code == 200
+                await looked(s)
+                busy = {"name": "busy", "match": "", "condition": "rate_above", "threshold": 1.0}
+                assert (await s.api.post("/api/v1/watches", json=busy)).status_code == 200
+                async with probe.alive():
+                    await alerts(s, 2)
+                    (shown,) = [a for a in await s.get("alerts") if a["state"] == "firing"]
+                    assert (await s.api.delete("/api/v1/watches/busy")).status_code == 200
+                    await alerts(s, 0)
+
+                    async def both() -> bool:
+                        return len(receiver.received) == 2
+
+                    await until(both, SECONDS)
+                began, ended = (body for _, body in receiver.received)
+                assert began | {"last_seen": 0} == shown | {"last_seen": 0}
+                assert (ended["id"], ended["state"]) == (began["id"], "resolved")
+                first, second = log.recv(4096).decode(), log.recv(4096).decode()
+                assert first.startswith("<132>1 ") and 'state="firing"' in first
+                assert second.startswith("<133>1 ") and 'state="resolved"' in second
+                log.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    log.recv(4096)
+                assert len(receiver.received) == 2
 
     asyncio.run(scenario())

@@ -123,7 +123,7 @@ def test_mistakes_name_file_and_key(tmp_path: Path, content: str, said: str) -> 
 
 def test_unknown_key_far_from_all(tmp_path: Path) -> None:
     """Where nothing is near, the known keys are listed."""
-    known = "known here: alerts, bus, collector, export, inventory, probe, rule, server, store, watch"
+    known = "known here: alerts, bus, collector, detect, export, inventory, probe, rule, server, store, watch"
     assert known in refusal(tmp_path / "e", "xyzzy = 1")
 
 
@@ -132,6 +132,31 @@ def test_component_refusals_name_the_file(tmp_path: Path) -> None:
     assert refusal(tmp_path / "e", "[probe]\nattach = 'magic'").startswith("FILE: probe.attach: invalid enum")
     assert refusal(tmp_path / "e", "[probe]\ninterval_seconds = 0").startswith("FILE: interval_seconds = 0")
     assert "'x' is not a selector condition" in refusal(tmp_path / "e", "[[rule]]\nmatch = 'x'")
+
+
+WATCH = "[[watch]]\nname = 'w'\nmatch = 'name=x'\ncondition = "
+
+
+def test_wrong_watches_are_refused(tmp_path: Path) -> None:
+    """By field and by what they say, before anything starts."""
+    assert "there is no setting 'watch[0].treshold'; did you mean 'threshold'?" in refusal(
+        tmp_path / "e", f"{WATCH}'silence'\ntreshold = 1"
+    )
+    assert "watch 'w': rate_above with threshold 0.0" in refusal(tmp_path / "e", f"{WATCH}'rate_above'")
+    assert "port_scan_ports of [detect] is out of range" in refusal(
+        tmp_path / "e", "[detect]\nport_scan_ports = 0"
+    )
+
+
+def test_watches_survive_the_way_to_the_roles(tmp_path: Path) -> None:
+    """What `up` writes for the server is what it was told."""
+    told = f"{WATCH}'rate_above'\nthreshold = 2\n[alerts]\nwebhook_header_file = '/x'\n"
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text(told)
+    settings = load(Settings, first)
+    second.write_text(text(settings))
+    assert load(Settings, second) == settings
+    assert (settings.watch[0].threshold, settings.alerts.webhook_header_file) == (2.0, Path("/x"))
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     export: Document = msgspec.field(default_factory=dict)
     watch: list[Document] = msgspec.field(default_factory=list)
     alerts: Document = msgspec.field(default_factory=dict)
+    detect: Document = msgspec.field(default_factory=dict)
 
 
 def load(

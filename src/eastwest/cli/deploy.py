@@ -25,6 +25,7 @@ from eastwest.export.exporter import Exporter
 from eastwest.manager.manager import Manager
 from eastwest.meter.check import check
 from eastwest.store.store import Store
+from eastwest.watch.watcher import Watcher
 
 MIN_FREE_BYTES = 64 << 20
 _PROBE_GONE_SECONDS = 2.0
@@ -62,6 +63,7 @@ def deploy(settings: Settings) -> Deployment:
     bus = Bus(settings.bus)
     Collector(settings.collector, bus, store)
     Manager(settings.server, bus, store)
+    Watcher(settings.alerts, bus, store, settings.watch, settings.detect)
     Exporter(settings.export.ipfix, store)
     token = _token(settings)
     refuse_used(address)

@@ -53,7 +53,7 @@ async def _server(settings: "Settings") -> None:
         Metrics(
             settings.export.prometheus, bus, store, lambda: collector.status, lambda: exporter.status
         ) as metrics,
-        Watcher(settings.alerts, bus, store, settings.watch) as watcher,
+        Watcher(settings.alerts, bus, store, settings.watch, settings.detect) as watcher,
         Manager(
             settings.server,
             bus,

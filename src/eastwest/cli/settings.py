@@ -10,7 +10,7 @@ from eastwest.labels.rules import Rule
 from eastwest.manager.manager import ManagerConfig
 from eastwest.probe.config import ProbeConfig
 from eastwest.store.store import StoreConfig
-from eastwest.watch.config import AlertsConfig
+from eastwest.watch.config import AlertsConfig, DetectConfig
 from eastwest.watch.definition import Definition
 
 
@@ -27,3 +27,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     export: ExportConfig = msgspec.field(default_factory=ExportConfig)
     watch: list[Definition] = msgspec.field(default_factory=list)
     alerts: AlertsConfig = msgspec.field(default_factory=AlertsConfig)
+    detect: DetectConfig = msgspec.field(default_factory=DetectConfig)

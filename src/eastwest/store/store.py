@@ -13,9 +13,10 @@ import msgspec
 from eastwest.bus.background import Background
 from eastwest.bus.messages import Workload
 from eastwest.errors import ConfigError, StoreError
-from eastwest.store import alerts, reads, retention, watching, writes
+from eastwest.store import alerts, detection, reads, retention, watching, writes
 from eastwest.store.alerts import StoredAlert
 from eastwest.store.batch import Batch
+from eastwest.store.detection import Limits, Pattern
 from eastwest.store.engine import Engine
 from eastwest.store.reads import (
     Account,
@@ -162,6 +163,10 @@ class Store:
     async def top_flows(self, window: Window, wanted: FlowFilter, limit: int) -> list[dict[str, Any]]:
         """The largest flows that a filter lets through, as `flows` shows them."""
         return await self._engine.run(watching.top_flows, window, wanted, limit)
+
+    async def patterns(self, window: Window, limits: Limits, realms: Mapping[int, int]) -> list[Pattern]:
+        """Scans, sweeps and floods over their limits; `realms`: label → number of its realm."""
+        return await self._engine.run(detection.patterns, window, limits, realms)
 
     async def put_alerts(self, states: Sequence[StoredAlert]) -> None:
         """Store the states that alerts have now."""

@@ -12,7 +12,7 @@ import msgspec
 from eastwest.bus.background import Background
 from eastwest.bus.client import Bus
 from eastwest.bus.messages import Silence
-from eastwest.errors import EastwestError, NotFoundError, RefusedError
+from eastwest.errors import ConfigError, EastwestError, NotFoundError, RefusedError
 from eastwest.watch.definition import Definition, check_silence
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,11 @@ class Watches:
     """All watches: those of the TOML file, and those that were added."""
 
     def __init__(self, fixed: Iterable[Definition], kept: Kept[Definition]) -> None:
-        self._fixed = {watch.name: watch for watch in fixed}
+        self._fixed: dict[str, Definition] = {}
+        for watch in fixed:
+            if watch.name in self._fixed:
+                raise ConfigError(f"two watches are named '{watch.name}'", "give one another name")
+            self._fixed[watch.name] = watch
         self._kept = kept
 
     @property

@@ -1,4 +1,4 @@
-"""The watcher's part of the HTTP API, and the one way in which its documents are shown."""
+"""The watcher's part of the HTTP API."""
 
 import time
 from typing import Annotated, Any
@@ -15,12 +15,10 @@ from eastwest.manager.models import Error
 from eastwest.manager.views import rfc3339
 from eastwest.store.watching import NS
 from eastwest.watch import models
-from eastwest.watch.alert import Alert
 from eastwest.watch.definition import Definition
+from eastwest.watch.document import document
 from eastwest.watch.watcher import Watcher
 
-_HIDDEN = ("watermark",)
-_TIMES = ("first_seen", "last_seen", "resolved_at")
 _MISSING: dict[int | str, dict[str, Any]] = {404: {"model": Error}}
 _LONGEST_SILENCE = 365 * 86400
 
@@ -30,14 +28,6 @@ class AlertQuery(NoQuery):
 
     all: bool = Field(False, description="true or false")
     since: str = Field("1d", max_length=64, description="a time")
-
-
-def document(alert: Alert) -> dict[str, Any]:
-    """An alert as everybody is shown it: by the API, the command line and the webhook."""
-    shown: dict[str, Any] = msgspec.to_builtins(alert)
-    for name in _HIDDEN:
-        del shown[name]
-    return shown | {name: rfc3339(shown[name]) for name in _TIMES}
 
 
 def router(watcher: Watcher) -> APIRouter:

@@ -21,11 +21,16 @@ from eastwest.store.watching import NS, Window
 from eastwest.watch.alert import Alert, Finding
 from eastwest.watch.book import Book, Changes, Moment
 from eastwest.watch.conditions import Conditions, Verdict, select
-from eastwest.watch.config import AlertsConfig
+from eastwest.watch.config import AlertsConfig, DetectConfig
 from eastwest.watch.definition import Definition, check_silence
 from eastwest.watch.desired import Kept, Silences, Watches
+from eastwest.watch.detectors import Detectors
+from eastwest.watch.document import document
 from eastwest.watch.horizon import Horizons
+from eastwest.watch.outputs import Output, Way
 from eastwest.watch.suspects import Suspects
+from eastwest.watch.syslog import Syslog
+from eastwest.watch.webhook import Webhook, header
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +41,12 @@ class Watcher:
     """Raises and ends alerts while it is entered. What it cannot do now is in `problems`."""
 
     def __init__(
-        self, config: AlertsConfig, bus: Bus, store: Store, watches: Sequence[Definition] = ()
+        self,
+        config: AlertsConfig,
+        bus: Bus,
+        store: Store,
+        watches: Sequence[Definition] = (),
+        detect: DetectConfig | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -48,7 +58,9 @@ class Watcher:
         self._horizons = Horizons(store)
         self._conditions = Conditions(store, self._horizons)
         self._suspects = Suspects(store)
+        self._detectors = Detectors(detect or DetectConfig(), store, self._horizons)
         self._book = Book(config.max_open)
+        self._outputs = _outputs(config)
         self._workloads: list[Workload] = []
         self._verdict = Verdict()
         self._unwritten: dict[str, Alert] = {}
@@ -61,8 +73,11 @@ class Watcher:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            for part in (self._fleet, self._kept_watches, self._kept_silences):
-                await stack.enter_async_context(part)
+            await stack.enter_async_context(self._fleet)
+            await stack.enter_async_context(self._kept_watches)
+            await stack.enter_async_context(self._kept_silences)
+            for output in self._outputs:
+                await stack.enter_async_context(output)
             self._stack = stack.pop_all()
         await self._work.start(self._run(), "watcher")
         return self
@@ -81,6 +96,8 @@ class Watcher:
     def problems(self) -> list[str]:
         """What cannot be watched now, each with its reason."""
         found = [f"watching: {self._problem}"] if self._problem else []
+        found += [self._detectors.problem] if self._detectors.problem else []
+        found += [output.problem for output in self._outputs if output.problem]
         if self._book.refused:
             found.append(
                 f"{self._book.refused} alerts are not raised: {self._config.max_open} are open;"
@@ -113,8 +130,8 @@ class Watcher:
         """Open alerts, and those that ended since (unix ns). Raises StoreError."""
         found = self.open_alerts
         known = {alert.id for alert in found}
-        for document in await self._store.alerts(False, since, _MOST_STORED):
-            alert = msgspec.json.decode(document, type=Alert)
+        for stored in await self._store.alerts(False, since, _MOST_STORED):
+            alert = msgspec.json.decode(stored, type=Alert)
             if alert.id not in known and alert.state == "resolved":
                 found.append(alert)
         return found
@@ -152,7 +169,11 @@ class Watcher:
         await self._horizons.update(self._fleet.members, self._config.interval_seconds)
         self._verdict = await self._conditions.evaluate(self.watches.all, self._workloads)
         by_label = {workload.label: workload for workload in self._workloads}
-        findings = self._verdict.findings + await self._suspects.evaluate(by_label)
+        findings = [
+            *self._verdict.findings,
+            *await self._suspects.evaluate(by_label),
+            *await self._detectors.evaluate(by_label),
+        ]
         alerts, labels = self._silenced()
         moment = Moment(
             now=time.time_ns(),
@@ -164,6 +185,9 @@ class Watcher:
         self._unwritten |= changes.changed
         await self._show_flows(changes, findings)
         self._shown = self._book.alerts
+        for alert in [*changes.raised, *changes.resolved]:
+            for output in self._outputs:
+                output.tell(document(alert))
         await self._write()
 
     def _silenced(self) -> tuple[set[str], set[int]]:
@@ -201,3 +225,15 @@ class Watcher:
         if problem != self._problem and problem is not None:
             log.warning("nothing is watched: %s", problem)
         self._problem = problem
+
+
+def _outputs(config: AlertsConfig) -> list[Output]:
+    """Those that the settings name. Raises ConfigError."""
+    ways: list[Way] = []
+    if config.webhook_url:
+        if config.webhook_header_file is not None:
+            header(config.webhook_header_file)
+        ways.append(Webhook(config.webhook_url, config.webhook_header_file, config.webhook_timeout_seconds))
+    if config.syslog:
+        ways.append(Syslog(config.syslog, config.syslog_facility))
+    return [Output(way, config.queue, config.per_minute, config.attempts) for way in ways]
