@@ -22,6 +22,9 @@ Kind = Literal["port_scan", "address_sweep", "syn_flood"]
 
 _MOST = 1000
 _STREAM_PACKETS = 3
+_UNKNOWN = "toUInt32(2147483648)"
+"""A label whose realm is not known (its workload's document is still on its way) is one by itself."""
+
 _ECHO = "(2048, 0, 32768, 33024)"
 """ICMP echo and echo reply, IPv4 and IPv6: type << 8 | code."""
 
@@ -68,7 +71,8 @@ _CONVERSATIONS = f"""
            maxIf(label, swapped != sent) AS a_label, maxIf(label, swapped = sent) AS b_label
     FROM (
         SELECT protocol, label, packets, tcp_flags, direction = 'egress' AS sent,
-               transform(label, {{labels:Array(UInt32)}}, {{realms:Array(UInt32)}}, toUInt32(0)) AS realm,
+               transform(label, {{labels:Array(UInt32)}}, {{realms:Array(UInt32)}}, bitOr(label, {_UNKNOWN}))
+                   AS realm,
                {UNTIL} - toUnixTimestamp64Nano(f.`start`) AS age,
                if(protocol IN (1, 58), 0, src_port) AS from_port,
                if(protocol IN (1, 58), 0, dst_port) AS to_port,

@@ -168,18 +168,17 @@ def flows(database: Database, asked: FlowQuestion, seed: int, lines: bool) -> by
     The database writes the document, so that no row passes through Python.
     """
     return database.json(
-        f"""
-        WITH {community_id.with_clause("f", seed)}
-        SELECT {FLOW_FIELDS}, community_id
-        FROM (
+        shown(
+            f"""
             SELECT * FROM {DATABASE}.flows AS g
             WHERE g.`end` >= fromUnixTimestamp64Nano({{since:Int64}}, 'UTC')
               AND g.`start` <= fromUnixTimestamp64Nano({{until:Int64}}, 'UTC')
               {"" if asked.labels is None else "AND label IN {labels:Array(UInt32)}"}
             ORDER BY g.`end` DESC, packets DESC LIMIT {{limit:UInt32}}
-        ) AS f
-        ORDER BY f.`end` DESC, packets DESC
-        """,
+            """,
+            "f.`end` DESC, packets DESC",
+            seed,
+        ),
         {
             "since": asked.since,
             "until": asked.until,
@@ -188,6 +187,14 @@ def flows(database: Database, asked: FlowQuestion, seed: int, lines: bool) -> by
         },
         lines,
     )
+
+
+def shown(rows: str, order: str, seed: int) -> str:
+    """The statement that shows flow rows, themselves a statement, as the API does, in an order of `f`."""
+    return f"""
+        WITH {community_id.with_clause("f", seed)}
+        SELECT {_FLOW_FIELDS}, community_id FROM ({rows}) AS f ORDER BY {order}
+    """
 
 
 def minutes(database: Database, labels: Sequence[int] | None, since: int, until: int) -> list[Minute]:
@@ -298,7 +305,7 @@ def _address(column: str) -> str:
     return f"if(protocol > 255, concatWithSeparator(':', {pairs}), {ip})"
 
 
-FLOW_FIELDS = f"""
+_FLOW_FIELDS = f"""
     {_rfc3339("start")} AS `start`, {_rfc3339("end")} AS `end`, host,
     toValidUTF8(toStringCutToZero(f.port)) AS port, label, class, direction,
     {_address("src")} AS src, {_address("dst")} AS dst,

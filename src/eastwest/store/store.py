@@ -162,7 +162,8 @@ class Store:
 
     async def top_flows(self, window: Window, wanted: FlowFilter, limit: int) -> list[dict[str, Any]]:
         """The largest flows that a filter lets through, as `flows` shows them."""
-        return await self._engine.run(watching.top_flows, window, wanted, limit)
+        seed = self._config.community_id_seed
+        return await self._engine.run(watching.top_flows, window, wanted, limit, seed)
 
     async def patterns(self, window: Window, limits: Limits, realms: Mapping[int, int]) -> list[Pattern]:
         """Scans, sweeps and floods over their limits; `realms`: label → number of its realm."""

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from eastwest.store.engine import Database
-from eastwest.store.reads import FLOW_FIELDS
+from eastwest.store.reads import shown
 from eastwest.store.schema import DATABASE
 
 Cut = tuple[str, int, int]
@@ -203,8 +203,10 @@ def known_peers(
     return known, {int(label): int(minute) for label, minute in oldest}
 
 
-def top_flows(database: Database, window: Window, wanted: FlowFilter, limit: int) -> list[dict[str, Any]]:
-    """The largest flows that a filter lets through, as `reads.flows` shows them."""
+def top_flows(
+    database: Database, window: Window, wanted: FlowFilter, limit: int, seed: int
+) -> list[dict[str, Any]]:
+    """The largest flows that a filter lets through, as `reads.flows` shows them; `seed`: of Community IDs."""
     if not window.horizons:
         return []
     tests = [
@@ -219,11 +221,15 @@ def top_flows(database: Database, window: Window, wanted: FlowFilter, limit: int
          " (SELECT toIPv6(arrayJoin({peers:Array(String)})))"),
     ]  # fmt: skip
     document = database.json(
-        f"""
-        SELECT {FLOW_FIELDS} FROM {DATABASE}.flows AS f
-        WHERE {WITHIN} {"".join(f" AND {test}" for applies, test in tests if applies)}
-        ORDER BY bytes DESC, f.`end` LIMIT {{limit:UInt32}}
-        """,
+        shown(
+            f"""
+            SELECT * FROM {DATABASE}.flows AS f
+            WHERE {WITHIN} {"".join(f" AND {test}" for applies, test in tests if applies)}
+            ORDER BY bytes DESC, f.`end` LIMIT {{limit:UInt32}}
+            """,
+            "bytes DESC, f.`end`",
+            seed,
+        ),
         {
             **window.parameters(wanted.seconds),
             "labels": list(wanted.labels),
