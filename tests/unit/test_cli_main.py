@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -12,14 +11,16 @@ from eastwest import cli
 from eastwest.errors import EastwestError
 
 EASTWEST = [sys.executable, "-m", "eastwest"]
-HELP_SECONDS = 0.150
+
+
+HEAVY = ("asyncio", "httpx", "msgspec", "numpy", "rich", "textual")
 
 
 def test_help_lists_the_verbs_and_imports_none() -> None:
-    """`--help` names every verb that is not hidden and loads nothing but click."""
+    """It names every verb that is not hidden and loads nothing but click, which is what makes it quick."""
     code = (
         "import sys; from eastwest.cli import main; main(['--help']);"
-        "print(*[m for m in sys.modules if m.startswith('eastwest.') or m in ('httpx', 'rich', 'msgspec')])"
+        f"print(*[m for m in sys.modules if m.startswith('eastwest.') or m in {HEAVY}])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     *shown, loaded = output.splitlines()
@@ -27,18 +28,6 @@ def test_help_lists_the_verbs_and_imports_none() -> None:
     listed = {line.split()[0] for line in shown if line.startswith("  ") and line.split()}
     assert set(cli.VERBS) - cli.HIDDEN <= listed
     assert not cli.HIDDEN & listed
-
-
-def test_help_is_quick() -> None:
-    """The best of some runs takes less than 150 ms, start of the interpreter included."""
-    best = 9.9
-    for _ in range(10):
-        begun = time.perf_counter()
-        subprocess.run([*EASTWEST, "--help"], stdout=subprocess.DEVNULL, check=True)
-        best = min(best, time.perf_counter() - begun)
-        if best < HELP_SECONDS:
-            break
-    assert best < HELP_SECONDS
 
 
 @pytest.mark.parametrize("verb", sorted(cli.VERBS))
