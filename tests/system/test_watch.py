@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from eastwest.bus.messages import FLOWS, TOTALS, WATCHES_BUCKET, Evidence
+from eastwest.store.alerts import StoredAlert
 from eastwest.watch import models
 from eastwest.watch.config import AlertsConfig
 from eastwest.watch.definition import Definition
@@ -274,6 +275,7 @@ def test_new_peers_are_those_never_met_in_the_time_learned(tmp_path: Path) -> No
                 assert {flow["dst"] for flow in alert["flows"]} == {"10.0.0.5", "10.0.0.1"}
                 (state,) = await s.get("watches")
                 assert state["unknown"] == {"2": "its peers are not known for 3600 s yet"}
+                assert (await s.get("health"))["problems"] == []  # it only needs time
                 await looked(s)
                 assert len(await s.get("alerts")) == 1
 
@@ -470,5 +472,23 @@ def test_people_are_told_of_the_beginning_and_the_end(tmp_path: Path) -> None:
                 with pytest.raises(BlockingIOError):
                     log.recv(4096)
                 assert len(receiver.received) == 2
+
+    asyncio.run(scenario())
+
+
+def test_an_alert_of_another_version_ends_nothing(tmp_path: Path) -> None:
+    """What cannot be read is left out; the rest is watched as ever."""
+
+    async def scenario() -> None:
+        async with site(tmp_path, watches=[watch("busy", "rate_above", 1)]) as s:
+            await s.store.put_alerts([StoredAlert("old", True, time.time_ns(), b'{"id": "old"}')])
+        async with site(tmp_path, watches=[watch("busy", "rate_above", 1)]) as s:
+            probe = LiveProbe(s.probe_bus)
+            await probe.workloads(workload(1, "web"))
+            await probe.count(recent([1], [600]))
+            async with probe.alive():
+                (alert,) = await alerts(s, 1)
+                assert alert["watch"] == "busy"
+                assert len(await s.get("alerts", all="true")) == 1
 
     asyncio.run(scenario())

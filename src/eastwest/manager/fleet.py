@@ -14,7 +14,7 @@ from eastwest.bus.messages import HOSTS_BUCKET, HostReport
 
 _MISSED_REPORTS = 3
 _LEAST_SECONDS = 5.0
-_FORGIVEN_SECONDS = 86400.0
+FORGIVEN_SECONDS = 86400.0
 _MOST_PROBLEMS = 5
 # Far above what an honest probe reports.
 _MANY, _LONG, _HUGE, _LATEST = 4096, 4096, 1 << 64, 1 << 63
@@ -73,7 +73,7 @@ class Fleet:
     @property
     def problems(self) -> list[str]:
         """Hosts that fell silent not long ago; one that has been for longer may have been taken out."""
-        silent = [m for m in self.members if not m.alive and m.age < _FORGIVEN_SECONDS]
+        silent = [m for m in self.members if not m.alive and m.age < FORGIVEN_SECONDS]
         unreadable = sorted(self._unreadable.items())[:_MOST_PROBLEMS]
         return [f"host {member.report.host}: {member.silence}" for member in silent] + [
             f"host {host}: its report cannot be read ({why}); see that its probe is of this version"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from eastwest.bus.messages import Watch, Workload
 from eastwest.manager import views
+from eastwest.manager.fleet import FORGIVEN_SECONDS
 from eastwest.store.store import Store
 from eastwest.store.watching import NS, FlowFilter, Pair, Traffic, Window
 from eastwest.watch.alert import Finding, Key
@@ -29,6 +30,8 @@ class Verdict:
     findings: list[Finding] = field(default_factory=list)
     unknown: dict[tuple[str, int], str] = field(default_factory=dict)
     """Watch and label of what cannot be judged → why."""
+    trouble: set[tuple[str, int]] = field(default_factory=set)
+    """Of these what needs mending; the rest only needs time, or its host may have been taken out."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Conditions:
                 reason = self._blind(watch, workload, now)
                 if reason:
                     verdict.unknown[watch.name, workload.label] = reason
+                    if self._horizons.away.get(workload.host, FORGIVEN_SECONDS) < FORGIVEN_SECONDS:
+                        verdict.trouble.add((watch.name, workload.label))
                 else:
                     by_condition[watch.condition].append(Case(watch, workload))
         window = Window(self._horizons.times, time.time_ns() // NS)

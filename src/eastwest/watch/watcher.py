@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -106,7 +106,8 @@ class Watcher:
         for kept in (self._kept_watches, self._kept_silences):
             found += [f"{key} on the bus cannot be used: {why}" for key, why in kept.unreadable.items()]
         for watch in self.watches.all:
-            reasons = self.unknown(watch.name)
+            unknown = self.unknown(watch.name).items()
+            reasons = {n: why for n, why in unknown if (watch.name, n) in self._verdict.trouble}
             if reasons:
                 label, reason = min(reasons.items())
                 more = f" (and {len(reasons) - 1} other labels)" if len(reasons) > 1 else ""
@@ -130,11 +131,8 @@ class Watcher:
         """Open alerts, and those that ended since (unix ns). Raises StoreError."""
         found = self.open_alerts
         known = {alert.id for alert in found}
-        for stored in await self._store.alerts(False, since, _MOST_STORED):
-            alert = msgspec.json.decode(stored, type=Alert)
-            if alert.id not in known and alert.state == "resolved":
-                found.append(alert)
-        return found
+        stored = _readable(await self._store.alerts(False, since, _MOST_STORED))
+        return found + [a for a in stored if a.id not in known and a.state == "resolved"]
 
     # -- what it does --------------------------------------------------------------------------------------
 
@@ -155,8 +153,7 @@ class Watcher:
             await asyncio.sleep(max(0.0, self._config.interval_seconds - (time.monotonic() - begun)))
 
     async def _restore(self) -> None:
-        documents = await self._store.alerts(True, 0, self._config.max_open)
-        found = [msgspec.json.decode(document, type=Alert) for document in documents]
+        found = _readable(await self._store.alerts(True, 0, self._config.max_open))
         self._book.restore(found, time.monotonic())
         self._suspects.restore(found, time.time_ns())
         self._shown = self._book.alerts
@@ -225,6 +222,17 @@ class Watcher:
         if problem != self._problem and problem is not None:
             log.warning("nothing is watched: %s", problem)
         self._problem = problem
+
+
+def _readable(documents: Iterable[bytes]) -> list[Alert]:
+    """Alerts as stored; one that another version wrote and this one cannot read is left out."""
+    found = []
+    for stored in documents:
+        try:
+            found.append(msgspec.json.decode(stored, type=Alert))
+        except msgspec.MsgspecError as error:
+            log.warning("an alert in the store cannot be read: %s", error)
+    return found
 
 
 def _outputs(config: AlertsConfig) -> list[Output]:
