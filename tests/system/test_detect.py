@@ -365,3 +365,23 @@ def test_real_attacks_are_found_and_look_alikes_are_not(site: Site, netns: Path)
         assert len(site.json("alerts", "--all")) == 3
         until(lambda: {a["state"] for a in found(site).values()} == {"resolved"}, "they end by themselves")
         assert site.run("alerts").stdout == "no alerts\n"
+
+
+def test_a_person_watches_and_silences(site: Site, netns: Path) -> None:
+    """By the command alone: a watch that fires at once, a silence, and both taken back."""
+    site.config.write_text(site.config.read_text() + "[alerts]\ninterval_seconds = 0.5\n")
+    with Workload(netns) as one, site.up():
+        until(lambda: any(row["name"] == one.name for row in site.json("workloads")), "it is listed")
+        added = site.run("watch", "add", "low", f"name={one.name}", "rate_below", "1", "--window", "1")
+        assert added.stdout.startswith("watch low: rate_below 1 packets/s both, "), added.stderr
+        until(lambda: [a["watch"] for a in site.json("alerts")] == ["low"], "it fires")
+        said = site.run("alerts", "silence", f"name={one.name}", "--for", "1h")
+        assert said.returncode == 0, said.stderr
+        until(lambda: [a["state"] for a in site.json("alerts")] == ["silenced"], "it is silenced")
+        (silence,) = site.json("alerts", "silences")
+        assert site.run("alerts", "unsilence", silence["id"]).returncode == 0
+        until(lambda: [a["state"] for a in site.json("alerts")] == ["firing"], "it fires again")
+        assert [row["state"] for row in site.json("watch", "list")] == ["firing"]
+        assert site.run("watch", "rm", "low").returncode == 0
+        until(lambda: site.json("alerts") == [], "it has ended")
+        assert site.run("watch", "rm", "low").returncode == 1
