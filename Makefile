@@ -13,7 +13,10 @@ COLLECTORS := nfdump pmacct tshark
 # Sources of workloads that the tests run for real.
 TEST_PACKAGES := podman runc netavark conmon iptables libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES) $(COLLECTORS)
 
-.PHONY: demo test fuzz test-kernel-6.1 crash lint setup lock wheel clean
+# Peers that the bench runs beside eastwest.
+BENCH_PACKAGES := tcpdump softflowd pmacct argus-server argus-client
+
+.PHONY: demo test fuzz test-kernel-6.1 crash bench soak lint setup lock wheel clean
 
 demo: setup
 	$(BIN)/eastwest demo
@@ -34,6 +37,20 @@ crash: setup
 # What `make test` asks API and settings for some seconds, for as long as it takes.
 fuzz: setup $(VENV)/.test-packages
 	EASTWEST_FUZZ_EXAMPLES=$(or $(EXAMPLES),1000) $(BIN)/pytest -s tests/system/test_fuzz_api.py tests/unit/test_config_fuzz.py
+
+# The price list; BENCH="packets wire" asks these questions only. On a quiet machine about half an hour.
+bench: setup $(VENV)/.bench
+	$(BIN)/python -m bench $(BENCH)
+
+# Churn for SOAK_MINUTES (30): fails where something does not level off or a total is not exact.
+soak: setup
+	$(BIN)/python -m bench.soak
+
+$(VENV)/.bench: Makefile $(SETUP)
+	$(call install,$(BENCH_PACKAGES))
+	$(PYTHON) -m venv $(VENV)/bench
+	VIRTUAL_ENV=$(VENV)/bench $(BIN)/uv pip install --quiet nfstream
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -63,7 +63,7 @@ int bpf_tc_detach(const struct bpf_tc_hook *hook, const struct bpf_tc_opts *opts
 struct __sk_buff { __u32 ifindex; __u32 gso_segs; __u32 gso_size; ...; };
 struct bpf_test_run_opts { size_t sz; const void *data_in; void *data_out; __u32 data_size_in;
     __u32 data_size_out; const void *ctx_in; void *ctx_out; __u32 ctx_size_in; __u32 ctx_size_out;
-    __u32 retval; int repeat; __u32 duration; ...; };
+    __u32 retval; int repeat; __u32 duration; __u32 flags; ...; };
 int bpf_prog_test_run_opts(int prog_fd, struct bpf_test_run_opts *opts);
 
 /* events */

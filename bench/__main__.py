@@ -1,0 +1,35 @@
+"""The price list, one question after the other: what each part costs, as bench/RESULTS.md has it.
+
+    python -m bench [--quick] [packets wire peers rows own query]
+
+`--quick`: tiny sizes, to see it work; its figures mean nothing.
+"""
+
+import sys
+
+from bench import machine, own, packets, peers, query, rows, wire
+
+QUESTIONS = {
+    "packets": packets.main,
+    "wire": wire.main,
+    "peers": peers.main,
+    "rows": rows.main,
+    "own": own.main,
+    "query": query.main,
+}
+_PATIENCE = 600.0
+
+
+def main(arguments: list[str]) -> None:
+    quick = "--quick" in arguments
+    names = [name for name in arguments if name != "--quick"] or list(QUESTIONS)
+    if unknown := set(names) - QUESTIONS.keys():
+        raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; choose of {', '.join(QUESTIONS)}")
+    for name in names:
+        if not quick and not machine.until_quiet(_PATIENCE):
+            print(f"(the machine did not become quiet: load {machine.load():.2f})\n", flush=True)
+        QUESTIONS[name](quick)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

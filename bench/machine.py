@@ -1,0 +1,90 @@
+"""The machine that is measured on: how busy it is, what a process takes, whether it is quiet enough."""
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+QUIET_LOAD = 0.7
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_IDLE = frozenset({3, 4})  # idle, iowait: columns of /proc/stat
+
+
+def load() -> float:
+    """Of the last minute."""
+    return os.getloadavg()[0]
+
+
+def until_quiet(seconds: float) -> bool:
+    """Wait for a quiet moment; False where none came."""
+    end = time.monotonic() + seconds
+    while load() > QUIET_LOAD:
+        if time.monotonic() > end:
+            return False
+        time.sleep(2)
+    return True
+
+
+@contextmanager
+def section(title: str) -> Iterator[None]:
+    """A heading with the conditions of the run, and how the load was when it ended."""
+    now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    print(
+        f"## {title}\n\n{now} UTC, Linux {platform.release()}, {os.cpu_count()} CPUs, load {load():.2f}\n",
+        flush=True,
+    )
+    yield
+    print(f"(load {load():.2f} at the end)\n", flush=True)
+
+
+def busy() -> float:
+    """CPU seconds that all CPUs together were not idle since the machine started, interrupts included."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    return sum(int(ticks) for column, ticks in enumerate(fields) if column not in _IDLE) / _TICKS
+
+
+@dataclass
+class Usage:
+    """CPU seconds and wall seconds of what ran within `measured`."""
+
+    cpu: float = 0.0
+    seconds: float = 0.0
+    processes: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def measured(processes: dict[str, int] | None = None) -> Iterator[Usage]:
+    """The whole machine's busy time while the body runs, and the CPU time of some processes (name → pid)."""
+    usage, pids = Usage(), processes or {}
+    before, started = busy(), time.monotonic()
+    theirs = {name: cpu(pid) for name, pid in pids.items()}
+    yield usage
+    usage.cpu, usage.seconds = busy() - before, time.monotonic() - started
+    usage.processes = {name: cpu(pid) - theirs[name] for name, pid in pids.items()}
+
+
+def idle(seconds: float) -> float:
+    """CPU seconds per second that the machine is busy while nothing is measured."""
+    with measured() as usage:
+        time.sleep(seconds)
+    return usage.cpu / usage.seconds
+
+
+def cpu(pid: int) -> float:
+    """CPU seconds of a process, all its threads."""
+    # What stands in parentheses is the name, which may hold spaces.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def resident(pid: int) -> int:
+    """Bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+
+
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
