@@ -177,6 +177,6 @@ def test_directions_and_classes_are_the_workloads(meter: Meter) -> None:
         (0, 1, account),
         (1, 1, account),
     ]
-    assert cut.accounts[account].tolist() == [3, 84, 2, 56, 3, 84, 2, 56, 0, 0]
+    assert cut.accounts[account].tolist() == [3, 84, 2, 56, 3, 84, 2, 56, 0, 0, 0, 0]
     assert cut.accounts.sum(axis=0, dtype=np.uint64).tolist() == cut.accounts[account].tolist()
     assert cut.hooks[0].tolist() == [3, 84, 2, 56]

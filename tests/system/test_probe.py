@@ -19,7 +19,7 @@ from eastwest.kernel.netns import inside
 from eastwest.labels.rules import Rule
 from eastwest.meter import pins
 from eastwest.meter.rows import FLOW_ROW, TOTAL_ROW
-from eastwest.probe.config import ProbeConfig
+from eastwest.probe.config import ProbeConfig, SuspectConfig
 from eastwest.probe.probe import Probe
 from tests.conftest import Workload, quiet, run
 from tests.kernel.frames import ethernet, ipv4, udp
@@ -106,6 +106,7 @@ async def harness(
     state: Path,
     rules: list[Rule] | None = None,
     sources: Sequence[Source] = (),
+    suspect: SuspectConfig | None = None,
     **settings: Any,
 ) -> AsyncIterator[Harness]:
     """Run a probe; what it pinned stays."""
@@ -114,7 +115,7 @@ async def harness(
     )
     async with (
         Bus(server.files.bus_config("probe")) as bus,
-        Probe(config, rules or [], bus, sources) as probe,
+        Probe(config, rules or [], bus, sources, suspect) as probe,
     ):
         task = asyncio.create_task(probe.run())
         try:

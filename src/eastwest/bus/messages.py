@@ -44,9 +44,26 @@ SILENCES_BUCKET = "eastwest-silences"
 LABELS_BUCKET = "eastwest-labels"
 """One key, `next`: the first label that no probe has leased, decimal; taken by compare-and-set."""
 
+SUSPECT_BUCKET = "eastwest-suspect"
+"""name of a prefix or flow (`labels.suspect.Target`) → `SuspectOrder`, written by the manager, watched by the
+probes."""
+
+ENFORCE_BUCKET = "eastwest-enforce"
+"""name of a selector → `EnforceOrder`, written by the manager, watched by the probes."""
+
 TrafficClass = Literal["normal", "suspect"]
 Condition = Literal["rate_above", "rate_below", "new_peer", "silence", "suspect_share"]
 Severity = Literal["info", "warning", "critical"]
+
+
+def suspect_subject(host: str) -> str:
+    """Request subject on which the probe of `host` answers with a `SuspectAnswer`."""
+    return f"eastwest.probe.{host}.suspect"
+
+
+def enforce_subject(host: str) -> str:
+    """Request subject on which the probe of `host` answers with an `EnforceAnswer`."""
+    return f"eastwest.probe.{host}.enforce"
 
 
 def ledger_subject(host: str) -> str:
@@ -166,6 +183,64 @@ class Silence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     comment: str = ""
 
 
+class SuspectOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A prefix or flow that a user declares suspect; times: unix ns."""
+
+    what: str
+    why: str
+    added: int
+    expires: int
+    """0: never."""
+
+
+class SuspectEntry(msgspec.Struct, frozen=True):
+    """A prefix or flow declared suspect, and what it met on a host since; times: unix ns, 0 for never."""
+
+    what: str
+    why: str
+    sources: list[str]
+    """Who declares it: `api`, or files on the host."""
+    added: int
+    expires: int
+    packets: int
+    bytes: int
+    last_hit: int
+
+
+class SuspectAnswer(msgspec.Struct, frozen=True):
+    """What is suspect on a host, in effect: what users declared, then what was met most."""
+
+    host: str
+    entries: list[SuspectEntry]
+    left_out: int
+    """Entries of files that are not among them."""
+
+
+class EnforceOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The suspect packets of selected workloads are to be dropped; `added`: unix ns."""
+
+    selector: str
+    added: int
+
+
+class Enforced(msgspec.Struct, frozen=True):
+    """A port or cgroup of a workload whose suspect packets are dropped, or why they are not."""
+
+    label: int
+    port: str
+    """The host-side interface, empty for a cgroup."""
+    hook: Literal["port", "cgroup"]
+    refused: str
+    """Empty where it is enforced."""
+
+
+class EnforceAnswer(msgspec.Struct, frozen=True):
+    """What is enforced on a host."""
+
+    host: str
+    sources: list[Enforced]
+
+
 class HookCount(msgspec.Struct, frozen=True):
     """What one hook counted since the boot, whoever it belonged to."""
 
@@ -221,6 +296,8 @@ class HostReport(msgspec.Struct, frozen=True):
     cost: Cost
     problems: list[str]
     """What the probe cannot do now, each with its remedy."""
+    evidence_lost: int = 0
+    """Suspect packets of which evidence was due and found no room; they are counted all the same."""
 
 
 class PendingMessage(msgspec.Struct, frozen=True):

@@ -23,6 +23,8 @@ VERBS = {
     "ledger": "Where every packet is accounted for.",
     "hosts": "Hosts, and what their probes cost.",
     "label": "Say what a workload is.",
+    "suspect": "Declare prefixes and flows suspect.",
+    "enforce": "Drop the suspect packets of workloads.",
     "alerts": "Alerts, and which of them to keep quiet.",
     "watch": "What is to raise an alert.",
     "doctor": "What this host can do, and how to mend the rest.",

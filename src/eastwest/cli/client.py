@@ -72,9 +72,9 @@ class Api:
         """Send a document to /api/v1/`path`. Raises RefusedError."""
         return self._ask("POST", path, document=document)
 
-    def delete(self, path: str) -> Any:
-        """Remove what is at /api/v1/`path`. Raises RefusedError."""
-        return self._ask("DELETE", path)
+    def delete(self, path: str, parameters: Parameters | None = None) -> Any:
+        """Remove what /api/v1/`path` has of these parameters. Raises RefusedError."""
+        return self._ask("DELETE", path, parameters=parameters)
 
     def _ask(
         self, method: str, path: str, parameters: Parameters | None = None, document: object = None

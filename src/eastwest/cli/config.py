@@ -19,7 +19,7 @@ from eastwest.errors import ConfigError
 from eastwest.inventory.config import InventoryConfig
 from eastwest.inventory.model import readable
 from eastwest.labels.rules import Rule
-from eastwest.probe.config import ProbeConfig
+from eastwest.probe.config import ProbeConfig, SuspectConfig
 
 DEFAULT_STATE_DIR = Path("/var/lib/eastwest")
 
@@ -38,6 +38,7 @@ class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     inventory: InventoryConfig = msgspec.field(default_factory=InventoryConfig)
     bus: BusConfig = msgspec.field(default_factory=BusConfig)
     rule: list[Rule] = msgspec.field(default_factory=list)
+    suspect: SuspectConfig = msgspec.field(default_factory=SuspectConfig)
     server: Document = msgspec.field(default_factory=dict)
     collector: Document = msgspec.field(default_factory=dict)
     store: Document = msgspec.field(default_factory=dict)

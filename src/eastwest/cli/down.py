@@ -16,7 +16,7 @@ from eastwest.errors import MissingPrivilege, RefusedError
 
 _STOP_SECONDS = 90.0
 
-_OWN = (*MADE_BY_UP, "bpf", "*filters.json", "lock", "probe.db*", "probe.lock", "store")
+_OWN = (*MADE_BY_UP, "bpf", "*filters.json", "lock", "probe.db*", "probe.lock", "store", "suspect-*.copy")
 """What eastwest keeps in a state directory. Only this is deleted: the directory may hold more."""
 
 

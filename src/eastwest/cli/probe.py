@@ -28,6 +28,12 @@ async def _probe(settings: config.ProbeSettings) -> None:
 
     async with (
         Bus(settings.bus) as bus,
-        Probe(settings.probe, settings.rule, bus, sources(settings.inventory, settings.probe)) as probe,
+        Probe(
+            settings.probe,
+            settings.rule,
+            bus,
+            sources(settings.inventory, settings.probe),
+            settings.suspect,
+        ) as probe,
     ):
         await probe.run()

@@ -8,7 +8,7 @@ from eastwest.export.config import ExportConfig
 from eastwest.inventory.config import InventoryConfig
 from eastwest.labels.rules import Rule
 from eastwest.manager.manager import ManagerConfig
-from eastwest.probe.config import ProbeConfig
+from eastwest.probe.config import ProbeConfig, SuspectConfig
 from eastwest.store.store import StoreConfig
 from eastwest.watch.config import AlertsConfig, DetectConfig
 from eastwest.watch.definition import Definition
@@ -21,6 +21,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     inventory: InventoryConfig = msgspec.field(default_factory=InventoryConfig)
     bus: BusConfig = msgspec.field(default_factory=BusConfig)
     rule: list[Rule] = msgspec.field(default_factory=list)
+    suspect: SuspectConfig = msgspec.field(default_factory=SuspectConfig)
     server: ManagerConfig = msgspec.field(default_factory=ManagerConfig)
     collector: CollectorConfig = msgspec.field(default_factory=CollectorConfig)
     store: StoreConfig = msgspec.field(default_factory=StoreConfig)

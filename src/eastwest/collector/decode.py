@@ -109,6 +109,8 @@ def _sane_totals(rows: NDArray[Any]) -> bool:
             for name in counters
             if "suspect_" in name
         )
+        and (rows["enforced_packets"] <= rows["ingress_packets"] + rows["egress_packets"]).all()
+        and (rows["enforced_bytes"] <= rows["ingress_bytes"] + rows["egress_bytes"]).all()
         and (rows["first_seen"] >= 0).all()
         and (rows["last_seen"] >= 0).all()
     )

@@ -9,16 +9,27 @@ from eastwest.kernel._libbpf import ffi, lib
 from eastwest.kernel.libbpf import ENOENT, checked, error
 
 # enum bpf_attach_type; written out because TCX (Linux 6.6) is younger than the headers this must build with.
-CGROUP_INGRESS, CGROUP_EGRESS, TCX_INGRESS, TCX_EGRESS = 0, 1, 46, 47
+CGROUP_INGRESS, CGROUP_EGRESS, XDP, TCX_INGRESS, TCX_EGRESS = 0, 1, 37, 46, 47
 _CLSACT_INGRESS, _CLSACT_EGRESS, _CLSACT = 1, 2, 3
 _FILTER_PRIORITY = 0xEA57
 _REPLACE = 1
-_EEXIST = 17
+_EEXIST, _EBUSY = 17, 16
+_XDP_FLAGS_SKB_MODE = 2
 
 
 def link(program: int, target: int, attach_type: int) -> int:
-    """Attach to an interface (by index) or a cgroup (by descriptor); the link lives as long as the result."""
-    return checked(lib.bpf_link_create(program, target, attach_type, ffi.NULL), "cannot attach a program")
+    """Attach to an interface (by index) or a cgroup (by descriptor); the link lives as long as the result.
+
+    XDP is attached in generic mode, which every interface has.
+    """
+    options = ffi.NULL
+    if attach_type == XDP:
+        size = ffi.sizeof("struct bpf_link_create_opts")
+        options = ffi.new("struct bpf_link_create_opts *", {"sz": size, "flags": _XDP_FLAGS_SKB_MODE})
+    result = lib.bpf_link_create(program, target, attach_type, options)
+    if attach_type == XDP and result in (-_EBUSY, -_EEXIST):
+        raise KernelError("another XDP program is attached there", "detach that one", -result)
+    return checked(result, "cannot attach a program")
 
 
 def pinned_link(pin: Path, program: int, target: int, attach_type: int) -> bool:

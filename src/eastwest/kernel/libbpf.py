@@ -117,6 +117,13 @@ class Map:
             if result == -ENOENT or not step[0]:
                 return keys[:count], values[:count]
 
+    def update_many(self, keys: Array, values: Array) -> None:
+        """Write these elements. Raises KernelError; then those before the one it refused are written."""
+        if len(keys):
+            step = ffi.new("__u32 *", len(keys))
+            data = [ffi.from_buffer(np.ascontiguousarray(part).view(np.uint8)) for part in (keys, values)]
+            checked(lib.bpf_map_update_batch(self.fd, *data, step, ffi.NULL), f"map {self.name}")
+
     def delete_many(self, keys: Array) -> None:
         """Remove these keys. Raises KernelError (ENOENT) where one is not there."""
         if len(keys):
@@ -218,5 +225,6 @@ class Object:
 def _last_message() -> str:
     """The line of libbpf's log that says most: the verifier's last words, else its last line."""
     lines = [line.strip() for line in ffi.string(_log).decode(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if "libbpf" not in line and "processed" not in line]
+    idle = ("libbpf", "processed", "-- END PROG LOAD LOG")
+    telling = [line for line in lines if not any(word in line for word in idle)]
     return str((telling or lines or ["no reason given"])[-1])

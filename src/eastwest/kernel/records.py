@@ -10,6 +10,7 @@ from eastwest.errors import KernelError
 from eastwest.kernel._libbpf import ffi, lib
 
 METER_OBJECT = Path(__file__).parent / "meter.bpf.o"
+ENFORCE_OBJECT = Path(__file__).parent / "enforce.bpf.o"
 CGROUPS_OBJECT = Path(__file__).parent / "cgroups.bpf.o"
 PROCESSES_OBJECT = Path(__file__).parent / "processes.bpf.o"
 

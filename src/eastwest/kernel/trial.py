@@ -1,6 +1,6 @@
 """Running a program on a given frame, on the calling CPU (BPF_PROG_TEST_RUN): for tests and benchmarks."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from eastwest.kernel._libbpf import ffi, lib
 from eastwest.kernel.libbpf import checked
@@ -21,6 +21,15 @@ def run(
     """Run on a frame as if on interface `ifindex` (0: lo), maybe a super-packet. Raises KernelError."""
     context = ffi.new("struct __sk_buff *")
     context.ifindex, context.gso_segs, context.gso_size = ifindex, gso_segs, gso_size
+    return _run(program, frame, repeat, context)
+
+
+def run_xdp(program: int, frame: bytes, repeat: int = 1) -> Trial:
+    """Run an XDP program on a frame as if on lo. Raises KernelError."""
+    return _run(program, frame, repeat, ffi.NULL)
+
+
+def _run(program: int, frame: bytes, repeat: int, context: Any) -> Trial:
     given = ffi.from_buffer(frame)
     options = ffi.new(
         "struct bpf_test_run_opts *",
@@ -29,7 +38,7 @@ def run(
             "data_in": given,
             "data_size_in": len(frame),
             "ctx_in": context,
-            "ctx_size_in": ffi.sizeof("struct __sk_buff"),
+            "ctx_size_in": ffi.sizeof("struct __sk_buff") if context else 0,
             "repeat": repeat,
         },
     )

@@ -85,6 +85,7 @@ class Registry:
         self._changed: set[int] = set()
         self._said: dict[int, Facts] = {}
         self._classes: dict[int, TrafficClass] = {}
+        self._seen: dict[int, Mapping[str, str | int | list[str]]] = {}
         for data in memory.present_workloads():
             self._add(msgspec.json.decode(data, type=History))
 
@@ -107,6 +108,7 @@ class Registry:
             if history.label not in self._changed:
                 del self._by_label[history.label], self._by_identity[history.identity]
                 self._classes.pop(history.label, None)
+                self._seen.pop(history.label, None)
 
     # -- labels --------------------------------------------------------------------------------------------
 
@@ -207,17 +209,22 @@ class Registry:
     def _keep(self, history: History) -> None:
         self._changed.add(history.label)
         self._classes.pop(history.label, None)
+        self._seen.pop(history.label, None)
         data = msgspec.json.encode(history)
         self._memory.keep_workload(history.identity, history.label, history.present, data)
 
-    def _facts(self, history: History) -> Facts:
-        seen: dict[str, str | int | list[str]] = {
+    def _own(self, history: History) -> dict[str, str | int | list[str]]:
+        """What is known of a workload before anybody says anything, as selectors see it."""
+        return {
             "label": history.label,
             "name": history.name,
             "kind": history.kind,
             "host": self._host,
             "port": [port.name for port in history.ports],
         }
+
+    def _facts(self, history: History) -> Facts:
+        seen = self._own(history)
         matching = [rule.facts for rule in self._rules if rule.selector.matches(seen)]
         facts = history.facts
         for one in (*matching, history.said):
@@ -230,6 +237,19 @@ class Registry:
             history = self._by_label.get(label)
             self._classes[label] = (self._facts(history).traffic_class if history else None) or "normal"
         return self._classes[label]
+
+    def seen(self, label: int) -> Mapping[str, str | int | list[str]] | None:
+        """A label's workload as selectors see it; None where it is not known."""
+        if label not in self._seen and (history := self._by_label.get(label)):
+            facts = self._facts(history)
+            self._seen[label] = {
+                **self._own(history),
+                "tenant": facts.tenant or "",
+                "network": facts.network or "",
+                "service": facts.service or "",
+                "service_id": facts.service_id or 0,
+            }
+        return self._seen.get(label)
 
     def workload(self, label: int) -> Workload:
         """What the fleet is told of a label."""

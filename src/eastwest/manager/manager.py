@@ -21,6 +21,9 @@ from eastwest.manager.api import create_app
 from eastwest.manager.backend import Backend, Page
 from eastwest.manager.fleet import Fleet
 from eastwest.manager.guard import Guard
+from eastwest.manager.orders import Orders
+from eastwest.manager.suspectapi import suspect_routes
+from eastwest.manager.suspects import SuspectDesk
 from eastwest.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -62,8 +65,9 @@ class Manager:
         self._address = _parse(config.listen)
         self._config = config
         self._fleet = Fleet(bus)
+        self._orders = Orders(bus)
         self._backend = Backend(bus, store, self._fleet, collector=collector, page=page, problems=problems)
-        self._routers = routers
+        self._routers = (suspect_routes(SuspectDesk(self._orders, self._fleet, store)), *routers)
         self._socket: socket.socket | None = None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -84,6 +88,7 @@ class Manager:
             )
         )
         await self._fleet.__aenter__()
+        await self._orders.__aenter__()
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="api")
         log.info("the API is at %s", self.url)
         return self
@@ -95,6 +100,7 @@ class Manager:
             self._server.should_exit = True
             await self._task
         try:
+            await self._orders.__aexit__(kind, error, trace)
             await self._fleet.__aexit__(kind, error, trace)
         finally:
             if self._socket is not None:

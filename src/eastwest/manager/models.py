@@ -180,6 +180,7 @@ class Host(BaseModel):
     hooks: list[Hook]
     interfaces: list[Interface]
     malformed: dict[str, int]
+    evidence_lost: int = 0
     cost: Cost
     problems: list[str]
 
@@ -202,6 +203,91 @@ class LabelFacts(BaseModel):
     label: int
     name: str
     facts: Facts
+
+
+class SuspectOrder(BaseModel):
+    """A prefix or a flow to be declared suspect: 10.0.0.0/8, or tcp 10.0.0.1:1234 10.0.0.2:80."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, strict=True)
+
+    what: str = Field(max_length=200, description="a prefix or a flow of at most 200 characters")
+    why: str = Field("", max_length=255, description=_SHORT)
+    lasts: str | None = Field(
+        None, alias="for", max_length=64, description="a duration like 30s, 5m, 2h or 1d"
+    )
+
+
+class Suspect(BaseModel):
+    """A prefix or flow that is suspect, and what it met on all hosts since. `hosts`: where it is in effect.
+
+    Each hook that saw a packet counts it: one between two workloads of a host is met twice.
+    """
+
+    what: str
+    why: str
+    sources: list[str]
+    added: str | None
+    expires: str | None
+    hosts: list[str]
+    packets: int
+    bytes: int
+    last_hit: str | None
+
+
+class Suspects(BaseModel):
+    """What users declared, then what was met most. `left_out`: how many more entries of files there are, at
+    most on one host; `unanswered`: hosts that did not say."""
+
+    entries: list[Suspect]
+    left_out: int
+    unanswered: list[str]
+
+
+class EnforceOrder(BaseModel):
+    """Whose suspect packets are to be dropped: a selector."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    selector: str = Field(max_length=1000, description="a selector of at most 1000 characters")
+
+
+class EnforceTarget(BaseModel):
+    """A present workload that an order is about. Where its `class` is suspect, all of its packets are."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    label: int
+    name: str
+    host: str
+    traffic_class: TrafficClass = Field(alias="class")
+
+
+class EnforceOrdered(BaseModel):
+    """An order as it stands."""
+
+    selector: str
+    workloads: list[EnforceTarget]
+
+
+class EnforcedSource(BaseModel):
+    """A port or cgroup of an enforced workload; where it is refused, `reason` says why, and nothing of it is
+    dropped."""
+
+    label: int
+    name: str
+    host: str
+    port: str
+    hook: Literal["port", "cgroup"]
+    state: Literal["enforced", "refused"]
+    reason: str
+
+
+class Enforcement(BaseModel):
+    """The orders, and what became of them; `unanswered`: hosts that did not say."""
+
+    selectors: list[str]
+    sources: list[EnforcedSource]
+    unanswered: list[str]
 
 
 class CollectorHealth(BaseModel):

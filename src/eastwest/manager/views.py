@@ -45,6 +45,8 @@ def labels(
 
 def _label(label: int, workload: messages.Workload | None, total: LabelTotal | None) -> models.Label:
     counters = {} if total is None else {n: v for n, v in total.counters.items() if n in _SHOWN}
+    if total is not None:
+        counters["enforced_drops"] = total.counters["enforced_packets"]
     first = [t for t in (workload and workload.first_seen, total and total.first_seen) if t]
     last = [t for t in (workload and workload.last_seen, total and total.last_seen) if t]
     times = {"first_seen": rfc3339(min(first, default=0)), "last_seen": rfc3339(max(last, default=0))}

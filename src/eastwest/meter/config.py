@@ -23,11 +23,14 @@ class MeterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     accounts: int = 4096
     """Ports and cgroups counted at the same time."""
 
+    suspect_entries: int = 131072
+    """Prefixes declared suspect at the same time."""
+
     attach: Literal["auto", "tcx", "clsact"] = "auto"
     host_interfaces: tuple[str, ...] = ()
     """Interfaces of the host's own on which `not_seen_by_cgroup` is measured."""
 
     def __post_init__(self) -> None:
-        for name in ("flow_entries", "accounts"):
+        for name in ("flow_entries", "accounts", "suspect_entries"):
             if not 16 <= getattr(self, name) <= 1 << 24:
                 raise ConfigError(f"{name} = {getattr(self, name)}", "choose 16 to 16777216")

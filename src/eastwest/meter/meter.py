@@ -41,14 +41,17 @@ class Source(NamedTuple):
     label: int
     account: int
     suspect: bool = False
+    enforced: bool = False
 
-    def pack(self) -> bytes:
+    def pack(self, enforcement: str) -> bytes:
+        """As the kernel has it; `enforcement`: the constant for how its kind of source is enforced."""
         traffic_class = enumeration("traffic_class")["CLASS_SUSPECT" if self.suspect else "CLASS_NORMAL"]
-        return np.array((self.label, self.account, traffic_class, b""), record("source")).tobytes()
+        how = enumeration("enforcement")[enforcement if self.enforced else "ENFORCE_NOT"]
+        return np.array((self.label, self.account, traffic_class, how, b""), record("source")).tobytes()
 
     @classmethod
     def unpack(cls, row: Any) -> Self:
-        return cls(int(row["label"]), int(row["account"]), bool(row["class"]))
+        return cls(int(row["label"]), int(row["account"]), bool(row["class"]), bool(row["enforcement"]))
 
 
 class Meter:
@@ -86,10 +89,7 @@ class Meter:
 
     def _load(self) -> None:
         config = self._config
-        sizes = dict.fromkeys(("port_sources", "cgroup_sources", "free_accounts"), config.accounts)
-        sizes["accounts"] = config.accounts * 2
-        sizes |= dict.fromkeys(("flows_even", "flows_odd"), config.flow_entries)
-        self._object.resize(sizes)
+        self._object.resize(map_sizes(config))
         self._object.set_tunables(_tunables(config))
         self._object.pin_maps(self._pins)
         try:
@@ -185,8 +185,8 @@ class Meter:
     def detach_port(self, ifindex: int) -> None:
         """Stop counting at a port, there or gone."""
         self.map("port_sources").delete(ifindex.to_bytes(4, "little"))
-        for direction in ("ingress", "egress"):
-            (self._pins / f"port-{ifindex}-{direction}").unlink(missing_ok=True)
+        for hook in ("ingress", "egress", "xdp"):
+            (self._pins / f"port-{ifindex}-{hook}").unlink(missing_ok=True)
         if not self.tcx:
             with inside(self._config.netns):
                 attach.remove_clsact_filters(ifindex, self._handle)
@@ -228,7 +228,7 @@ class Meter:
                 self.free_account(account)
 
     def set_port(self, ifindex: int, source: Source) -> None:
-        self.map("port_sources").update(ifindex.to_bytes(4, "little"), source.pack())
+        self.map("port_sources").update(ifindex.to_bytes(4, "little"), source.pack("ENFORCE_PORT"))
 
     def port_sources(self) -> dict[int, Source]:
         """ifindex → source."""
@@ -238,7 +238,8 @@ class Meter:
     def add_cgroup(self, cgroup: int, source: Source) -> bool:
         """Enter a cgroup; False where the kernel was first and opened an account for it."""
         try:
-            self.map("cgroup_sources").update(cgroup.to_bytes(8, "little"), source.pack(), BPF_NOEXIST)
+            key, value = cgroup.to_bytes(8, "little"), source.pack("ENFORCE_CGROUP")
+            self.map("cgroup_sources").update(key, value, BPF_NOEXIST)
         except KernelError as e:
             if e.errno == 17:
                 return False
@@ -246,7 +247,7 @@ class Meter:
         return True
 
     def set_cgroup(self, cgroup: int, source: Source) -> None:
-        self.map("cgroup_sources").update(cgroup.to_bytes(8, "little"), source.pack())
+        self.map("cgroup_sources").update(cgroup.to_bytes(8, "little"), source.pack("ENFORCE_CGROUP"))
 
     def remove_cgroup(self, cgroup: int) -> None:
         self.map("cgroup_sources").delete(cgroup.to_bytes(8, "little"))
@@ -260,6 +261,14 @@ class Meter:
         """cgroup id → source."""
         keys, values = self.map("cgroup_sources").read(np.dtype("<u8"), record("source"))
         return {int(key): Source.unpack(value) for key, value in zip(keys, values, strict=True)}
+
+
+def map_sizes(config: MeterConfig) -> dict[str, int]:
+    """Map → entries, the same for every object that shares the maps."""
+    by_source = ("port_sources", "cgroup_sources", "free_accounts", "evidence_rates")
+    sizes = dict.fromkeys(by_source, config.accounts)
+    sizes |= dict.fromkeys(("flows_even", "flows_odd"), config.flow_entries)
+    return sizes | {"accounts": config.accounts * 2, "suspect_prefixes": config.suspect_entries}
 
 
 def _tunables(config: MeterConfig) -> bytes:

@@ -36,3 +36,10 @@ class ProbeConfig(MeterConfig, frozen=True, forbid_unknown_fields=True, kw_only=
             # A host name is a token of NATS subjects; the domain says nothing that the name does not.
             raise ConfigError(f"host = '{self.host}'", "choose a name without spaces, dots, '*', '>' or '/'")
         super().__post_init__()
+
+
+class SuspectConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Section [suspect]: what this host takes to be suspect besides what users declare in the fleet."""
+
+    files: tuple[Path, ...] = ()
+    """One prefix or flow in a line, `#` begins a comment; read again when they change."""

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from eastwest.bus.messages import FLOWS, TOTALS, WORKLOADS
+from eastwest.bus.messages import FLOWS, TOTALS, WORKLOADS, HookCount
 from eastwest.kernel.records import enumeration
 from eastwest.labels.registry import Registry
 from eastwest.meter.accounts import Accounts, Held
@@ -61,6 +61,16 @@ class Cutter:
         self.ledger: dict[int, Tally] = {}
         """label → what was seen and lost, as of that cut."""
         self.time = 0
+
+    def hook_counts(self) -> list[HookCount]:
+        """What the hooks saw, as of the last cut; empty before the first."""
+        if self.hooks is None:
+            return []
+        rows, numbers = self.hooks.astype(object), enumeration("hook")
+        return [
+            HookCount("port", *rows[numbers["HOOK_PORT"]]),
+            HookCount("cgroup", *rows[numbers["HOOK_CGROUP"]]),
+        ]
 
     def adopt(self) -> None:
         """Go on where the probe before this one stopped, between whichever two steps that was."""

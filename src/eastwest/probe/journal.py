@@ -27,6 +27,8 @@ CREATE TABLE IF NOT EXISTS accounts (
     last_seen INTEGER NOT NULL, packets INTEGER NOT NULL,
     lost_packets INTEGER NOT NULL, lost_bytes INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS retired (label INTEGER PRIMARY KEY, seen INTEGER NOT NULL, lost BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS orders (
+    bucket TEXT, name TEXT, document BLOB NOT NULL, PRIMARY KEY (bucket, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS workloads (
     identity TEXT PRIMARY KEY, label INTEGER UNIQUE NOT NULL, present INTEGER NOT NULL, history BLOB NOT NULL)
     WITHOUT ROWID;
@@ -171,6 +173,19 @@ class Journal:
 
     def keep_retired(self, label: int, seen: int, lost: bytes) -> None:
         self._execute("INSERT OR REPLACE INTO retired VALUES (?, ?, ?)", (label, seen, lost))
+
+    # -- orders --------------------------------------------------------------------------------------------
+
+    def orders(self, bucket: str) -> dict[str, bytes]:
+        """The documents of a bucket as they were last known, by name."""
+        return dict(self._execute("SELECT name, document FROM orders WHERE bucket = ?", (bucket,)))
+
+    def keep_order(self, bucket: str, name: str, document: bytes | None) -> None:
+        """Remember what a bucket says now; None: nothing."""
+        if document is None:
+            self._execute("DELETE FROM orders WHERE bucket = ? AND name = ?", (bucket, name))
+        else:
+            self._execute("INSERT OR REPLACE INTO orders VALUES (?, ?, ?)", (bucket, name, document))
 
     # -- workloads -----------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from eastwest.meter.accounts import AccountRow, Accounts
 from eastwest.meter.drain import Drain
 from eastwest.meter.meter import Meter, Source
 from eastwest.meter.rows import LOSSES
+from eastwest.probe.enforcement import Enforcement
 from eastwest.probe.journal import Journal
 
 _CUTS_TO_CLOSE = 2
@@ -57,12 +58,20 @@ class Lives:
     """Every open account, by what it counts. Driven by the probe, from one task only."""
 
     def __init__(
-        self, *, meter: Meter, drain: Drain, accounts: Accounts, registry: Registry, journal: Journal
+        self,
+        *,
+        meter: Meter,
+        drain: Drain,
+        accounts: Accounts,
+        registry: Registry,
+        enforcement: Enforcement,
+        journal: Journal,
     ) -> None:
         self._meter = meter
         self._drain = drain
         self._accounts = accounts
         self._registry = registry
+        self._enforcement = enforcement
         self._journal = journal
         self._open: dict[int, Life] = {}
         self.by_port: dict[int, Life] = {}
@@ -141,14 +150,19 @@ class Lives:
 
     def tell_kernel(self, life: Life) -> None:
         """Give the hook what it must know of a decided account's source."""
+        if life.closing:
+            return
         suspect = self._registry.traffic_class(life.row.label) == "suspect"
-        source = Source(life.row.label, life.row.account, suspect)
-        if source != life.source and not life.closing:
+        enforced = self._enforcement.decide(life.row)
+        source = Source(life.row.label, life.row.account, suspect, enforced)
+        if source != life.source:
             if life.row.ifindex:
                 self._meter.set_port(life.row.ifindex, source)
             else:
                 self._meter.set_cgroup(life.row.cgroup, source)
             life.source = source
+        if not enforced:
+            self._enforcement.release(life.row)
 
     def rebook(self, old: Life, label: int) -> bool:
         """Give a source another account: what was counted stays where it is, from here on it is `label`'s.
@@ -168,6 +182,7 @@ class Lives:
     def close(self, life: Life) -> None:
         """Its source is gone from the kernel: nothing opens or writes it after the next cut."""
         life.closing = _CUTS_TO_CLOSE
+        self._enforcement.forget(life.row)
         for index, number in ((self.by_port, life.row.ifindex), (self.by_cgroup, life.row.cgroup)):
             if index.get(number) is life:
                 del index[number]

@@ -5,7 +5,7 @@ import logging
 import time
 import zlib
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Self
 
 import msgspec
@@ -18,34 +18,40 @@ from eastwest.bus.messages import (
     HOSTS_BUCKET,
     LABELS_BUCKET,
     Facts,
-    HookCount,
     HostInterface,
     HostReport,
     PendingMessage,
     ProbeLedger,
     Workload,
+    enforce_subject,
     ledger_subject,
     refuse_impossible,
+    suspect_subject,
 )
 from eastwest.errors import BusError, EastwestError, StoreError
 from eastwest.inventory.inventory import Inventory
 from eastwest.inventory.source import Source
 from eastwest.kernel.netns import host_boot
-from eastwest.kernel.records import enumeration
 from eastwest.labels.registry import Registry
 from eastwest.labels.rules import Rule
 from eastwest.meter import pins
 from eastwest.meter.accounts import Accounts
 from eastwest.meter.check import cgroup_mount
 from eastwest.meter.drain import Cut, Drain
+from eastwest.meter.enforcer import Enforcer
 from eastwest.meter.interfaces import host_interfaces
 from eastwest.meter.meter import Meter
+from eastwest.meter.suspects import SuspectMaps
 from eastwest.probe.booking import Booking
-from eastwest.probe.config import ProbeConfig
+from eastwest.probe.config import ProbeConfig, SuspectConfig
 from eastwest.probe.cost import CostMeter
 from eastwest.probe.cutter import Cutter, close_boot
+from eastwest.probe.enforcement import Enforcement
 from eastwest.probe.journal import Journal
 from eastwest.probe.lives import Lives, Tally
+from eastwest.probe.outbox import Outbox
+from eastwest.probe.suspectfiles import SuspectFiles
+from eastwest.probe.suspects import Suspects
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +64,21 @@ class Probe:
     """The agent of one host. Counting goes on when it ends; `eastwest down` ends it."""
 
     def __init__(
-        self, config: ProbeConfig, rules: list[Rule], bus: Bus, sources: Sequence[Source] = ()
+        self,
+        config: ProbeConfig,
+        rules: list[Rule],
+        bus: Bus,
+        sources: Sequence[Source] = (),
+        suspect: SuspectConfig | None = None,
     ) -> None:
         self._config = config
         self._rules = rules
         self._bus = bus
         self._sources = sources
+        self._suspect = suspect or SuspectConfig()
         self._stack = AsyncExitStack()
         self._changed = asyncio.Event()
-        self._outgoing = asyncio.Event()
+        self._cut_due = asyncio.Event()
         self._report_due = asyncio.Event()
         self._problems: dict[str, str | None] = {}
 
@@ -82,6 +94,7 @@ class Probe:
     async def _open(self, stack: AsyncExitStack) -> None:
         config = self._config
         self._journal = stack.enter_context(Journal(config.state_dir / "probe.db"))
+        self._outbox = Outbox(config.host, self._journal, self._bus)
         self._meter = self._enter_meter(stack)
         self._drain = Drain(self._meter)
         self._accounts = Accounts(self._meter.map("accounts").max_entries // 2)
@@ -98,11 +111,36 @@ class Probe:
                 changed=self._changed.set,
             )
         )
+        self._enforcer = Enforcer(config, pins.directory(config.state_dir))
+        stack.callback(self._enforcer.close)
+        self._assemble_orders()
         self._assemble()
+        self._enforcement.adopt()
+        self._suspects.adopt()
         self._booking.adopt()
         self._cutter.adopt()
         self._cost = CostMeter(self._meter.programs())
         self._started_at = time.time_ns()
+
+    def _assemble_orders(self) -> None:
+        """What users want besides counting."""
+        host, journal, bus = self._config.host, self._journal, self._bus
+        self._suspects = Suspects(
+            host=host,
+            maps=SuspectMaps(self._meter),
+            files=SuspectFiles(self._suspect.files, self._config.state_dir),
+            journal=journal,
+            bus=bus,
+            cut=self._cut_due.set,
+        )
+        self._enforcement = Enforcement(
+            host=host,
+            enforcer=self._enforcer,
+            registry=self._registry,
+            journal=journal,
+            bus=bus,
+            changed=self._changed.set,
+        )
 
     def _assemble(self) -> None:
         """Between the kernel and the inventory: lives, booking, cuts."""
@@ -112,6 +150,7 @@ class Probe:
             drain=self._drain,
             accounts=self._accounts,
             registry=self._registry,
+            enforcement=self._enforcement,
             journal=self._journal,
         )
         self._booking = Booking(
@@ -199,16 +238,19 @@ class Probe:
     async def run(self) -> None:
         """Work until cancelled. A task that fails for a reason it does not handle ends the probe."""
         # Before the first cut there is no ledger to tell: until then what is stored speaks for this host.
-        self._record(await self._cut())
-        self._report_due.set()
+        await self._cut_and_record()
         await self._bus.serve(ledger_subject(self._config.host), self._answer_ledger)
+        await self._bus.serve(suspect_subject(self._config.host), self._suspects.answer)
+        await self._bus.serve(enforce_subject(self._config.host), self._enforcement.answer)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._inventory.watch(), name="inventory")
             group.create_task(self._cost.sample_for_ever(), name="cost")
             group.create_task(self._lease_labels(), name="labels")
             group.create_task(self._follow_facts(), name="facts")
             group.create_task(self._follow_inventory(), name="booking")
-            group.create_task(self._send(), name="outbox")
+            group.create_task(self._suspects.run(), name="suspects")
+            group.create_task(self._enforcement.run(), name="enforcement")
+            group.create_task(self._outbox.run(), name="outbox")
             group.create_task(self._report_for_ever(), name="report")
             group.create_task(self._cut_for_ever(), name="cuts")
 
@@ -220,13 +262,23 @@ class Probe:
         while True:
             due = max(due + self._config.interval_seconds, time.monotonic())
             try:
-                await asyncio.sleep(due - time.monotonic())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(max(due - time.monotonic(), 0)):
+                        await self._cut_due.wait()
             except asyncio.CancelledError:
                 self._record(self._cutter.cut())
                 raise
             await self._inventory.resolve()
-            self._record(await self._cut())
-            self._report_due.set()
+            await self._cut_and_record()
+
+    async def _cut_and_record(self) -> None:
+        self._cut_due.clear()
+        changes = self._suspects.changes
+        cut = await self._cut()
+        if cut:
+            self._suspects.took_effect(changes)
+        self._record(cut)
+        self._report_due.set()
 
     async def _cut(self) -> Cut | None:
         """A cut, off the event loop. Once begun it is finished and recorded, also when this is cancelled."""
@@ -243,7 +295,7 @@ class Probe:
             self._problems["journal"] = None
         except StoreError as e:
             self._problem("journal", e)
-        self._outgoing.set()
+        self._outbox.wake()
 
     async def _follow_inventory(self) -> None:
         while True:
@@ -280,28 +332,6 @@ class Probe:
             except (ValueError, RecursionError, msgspec.MsgspecError) as e:
                 self._problem("facts", EastwestError(f"facts of label '{key[:20]}' are refused: {e}"))
 
-    async def _send(self) -> None:
-        """Hand the outbox to the stream, in order; what is acknowledged leaves the disk."""
-        while True:
-            try:
-                message = self._journal.outgoing()
-                if message is None:
-                    self._outgoing.clear()
-                    await self._outgoing.wait()
-                    continue
-                await self._bus.publish(
-                    message.subject,
-                    message.payload,
-                    host=self._config.host,
-                    boot=message.boot,
-                    sequence=message.sequence,
-                )
-                self._journal.sent(message)
-                self._problems["bus"] = None
-            except (BusError, StoreError) as e:
-                self._problem("bus", e)
-                await asyncio.sleep(_RETRY_SECONDS)
-
     def _problem(self, about: str, error: EastwestError) -> None:
         if self._problems.get(about) != str(error):
             log.warning("%s", error)
@@ -317,7 +347,14 @@ class Probe:
             await self._report()
 
     async def _report(self) -> None:
-        problems = [*self._problems.values(), self._booking.problem, *self._inventory.problems]
+        problems = [
+            *self._problems.values(),
+            self._outbox.problem,
+            self._booking.problem,
+            *self._inventory.problems,
+            *self._suspects.problems,
+            *self._enforcement.problems,
+        ]
         report = HostReport(
             host=self._config.host,
             boot=self._meter.boot,
@@ -326,7 +363,7 @@ class Probe:
             started_at=self._started_at,
             version=__version__,
             interval_seconds=self._config.interval_seconds,
-            hooks=self._hooks(),
+            hooks=self._cutter.hook_counts(),
             interfaces=self.interfaces(),
             malformed=self._drain.malformed(),
             cost=self._cost.cost(),
@@ -337,14 +374,6 @@ class Probe:
             self._problems["report"] = None
         except BusError as e:
             self._problem("report", e)
-
-    def _hooks(self) -> list[HookCount]:
-        if self._cutter.hooks is None:
-            return []
-        rows = self._cutter.hooks.astype(object)
-        numbers = enumeration("hook")
-        port, cgroup = rows[numbers["HOOK_PORT"]], rows[numbers["HOOK_CGROUP"]]
-        return [HookCount("port", *port), HookCount("cgroup", *cgroup)]
 
     async def _answer_ledger(self, _: bytes) -> bytes:
         unsent = self._journal.unsent(self._meter.boot)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The meter's maps, and how a cgroup finds its source. The probe sets the sizes before it loads. */
+/* The meter's maps; every program that counts shares them. The probe sets the sizes before it loads. */
 #ifndef EASTWEST_MAPS_H
 #define EASTWEST_MAPS_H
 
-#include "parse.h"
+#include "records.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -84,28 +84,42 @@ struct {
 	__type(value, struct interface_count);
 } interfaces SEC(".maps");
 
-/*
- * First packet of a cgroup: open an account under its own id. The probe books it to the nearest workload at
- * or above the cgroup, so a packet costs the same however deep its cgroup lies. NULL: no account is left.
- */
-static __noinline struct source *open_cgroup(__u64 id)
-{
-	struct source fresh = {};
+/* Prefixes and flows declared suspect. Elements come and go; one that stays is never written by the probe. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 131072);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct suspect_prefix);
+	__type(value, struct suspect_entry);
+} suspect_prefixes SEC(".maps");
 
-	if (bpf_map_pop_elem(&free_accounts, &fresh.account))
-		return NULL;
-	/* Another CPU, or whom we interrupted, may have been first: then theirs is used. */
-	if (bpf_map_update_elem(&cgroup_sources, &id, &fresh, BPF_NOEXIST))
-		bpf_map_push_elem(&free_accounts, &fresh.account, 0);
-	return bpf_map_lookup_elem(&cgroup_sources, &id);
-}
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct suspect_flow);
+	__type(value, struct suspect_entry);
+} suspect_flows SEC(".maps");
 
-static __always_inline struct source *cgroup_source(struct __sk_buff *skb)
-{
-	__u64 id = bpf_skb_cgroup_id(skb);
-	struct source *source = bpf_map_lookup_elem(&cgroup_sources, &id);
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} evidence_events SEC(".maps");
 
-	return source ? source : open_cgroup(id);
-}
+/* By account: of sources that are suspect themselves. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct evidence_rate);
+} evidence_rates SEC(".maps");
+
+/* Evidence that found no room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} evidence_lost SEC(".maps");
 
 #endif

@@ -3,12 +3,12 @@
  * From a frame or an IP packet to a flow key. Nothing here changes or drops a packet: what cannot be read
  * to its end gets a reason and keeps what was read.
  *
- * Headers are read from the linear part; where that is too short (a non-linear skb), the helper reads them.
+ * Headers are read from the linear part; where that is too short, a helper reads them. What differs between
+ * kinds of programs is in the header of the context (skb.h, xdp.h), which comes before this one.
  */
 #ifndef EASTWEST_PARSE_H
 #define EASTWEST_PARSE_H
 
-#include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -48,19 +48,21 @@ struct packet {
 	__u32 headers;	 /* bytes of network and transport header: each segment has them */
 	__u16 tcp_flags;
 	__u8 malformed;	 /* enum malformed */
+	__u8 match;	 /* enum suspect_match */
+	__u8 dropped;
 };
 
-static __always_inline bool load(struct __sk_buff *skb, __u32 offset, void *to, const __u32 size)
+static __always_inline bool load(context *ctx, __u32 offset, void *to, const __u32 size)
 {
-	void *data = (void *)(long)skb->data;
-	void *end = (void *)(long)skb->data_end;
+	void *data = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end;
 
 	offset &= OFFSET_MASK;
 	if (data + offset + size <= end) {
 		__builtin_memcpy(to, data + offset, size);
 		return true;
 	}
-	return bpf_skb_load_bytes(skb, offset, to, size) == 0;
+	return load_far(ctx, offset, to, size) == 0;
 }
 
 static __always_inline void map_ipv4(__u8 to[16], __be32 address)
@@ -74,17 +76,18 @@ static __always_inline void map_ipv4(__u8 to[16], __be32 address)
 }
 
 /* The length that a header states, or what there is where it lies. A super-packet has no stated length. */
-static __always_inline __u32 stated_length(struct __sk_buff *skb, struct packet *p, __u32 stated, __u32 header)
+static __always_inline __u32 stated_length(context *ctx, struct packet *p, __u32 stated, __u32 header)
 {
-	__u32 there = skb->len - p->l3;
+	__u32 there = frame_length(ctx) - p->l3;
+	bool whole = is_super_packet(ctx, there);
 
-	if (skb->gso_size || (stated >= header && stated <= there))
-		return skb->gso_size ? there : stated;
+	if (whole || (stated >= header && stated <= there))
+		return whole ? there : stated;
 	p->malformed = MALFORMED_LENGTH;
 	return there;
 }
 
-static __always_inline void parse_transport(struct __sk_buff *skb, struct packet *p, __u32 l4)
+static __always_inline void parse_transport(context *ctx, struct packet *p, __u32 l4)
 {
 	__u32 end = p->l3 + p->length;
 	__u8 tcp[2];
@@ -92,8 +95,8 @@ static __always_inline void parse_transport(struct __sk_buff *skb, struct packet
 	p->headers = l4 - p->l3;
 	switch (p->key.protocol) {
 	case IPPROTO_TCP:
-		if (l4 + TCP_FLAGS_OFFSET + sizeof(tcp) > end || !load(skb, l4, &p->key.src_port, 4) ||
-		    !load(skb, l4 + TCP_FLAGS_OFFSET, tcp, sizeof(tcp)))
+		if (l4 + TCP_FLAGS_OFFSET + sizeof(tcp) > end || !load(ctx, l4, &p->key.src_port, 4) ||
+		    !load(ctx, l4 + TCP_FLAGS_OFFSET, tcp, sizeof(tcp)))
 			goto truncated;
 		p->tcp_flags = tcp[1] | (tcp[0] & 1) << 8; /* with NS, as IPFIX IE 6 */
 		p->headers += (tcp[0] >> 4) * 4;
@@ -102,13 +105,13 @@ static __always_inline void parse_transport(struct __sk_buff *skb, struct packet
 	case IPPROTO_UDPLITE:
 	case IPPROTO_SCTP:
 	case IPPROTO_DCCP:
-		if (l4 + 4 > end || !load(skb, l4, &p->key.src_port, 4))
+		if (l4 + 4 > end || !load(ctx, l4, &p->key.src_port, 4))
 			goto truncated;
 		p->headers += UDP_HEADER;
 		return;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
-		if (l4 + 2 > end || !load(skb, l4, &p->key.dst_port, 2)) /* type, code */
+		if (l4 + 2 > end || !load(ctx, l4, &p->key.dst_port, 2)) /* type, code */
 			goto truncated;
 		return;
 	}
@@ -119,12 +122,12 @@ truncated:
 	p->malformed = MALFORMED_TRANSPORT;
 }
 
-static __always_inline void parse_ipv4(struct __sk_buff *skb, struct packet *p)
+static __always_inline void parse_ipv4(context *ctx, struct packet *p)
 {
 	struct iphdr ip;
 	__u32 header;
 
-	if (!load(skb, p->l3, &ip, sizeof(ip))) {
+	if (!load(ctx, p->l3, &ip, sizeof(ip))) {
 		p->malformed = MALFORMED_IPV4;
 		return;
 	}
@@ -136,27 +139,27 @@ static __always_inline void parse_ipv4(struct __sk_buff *skb, struct packet *p)
 		p->malformed = MALFORMED_IPV4;
 		return;
 	}
-	p->length = stated_length(skb, p, bpf_ntohs(ip.tot_len), header);
+	p->length = stated_length(ctx, p, bpf_ntohs(ip.tot_len), header);
 	p->headers = header;
 	if (ip.frag_off & bpf_htons(IP_OFFSET_MASK))
 		return; /* only the first fragment has ports */
-	parse_transport(skb, p, p->l3 + header);
+	parse_transport(ctx, p, p->l3 + header);
 }
 
-static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
+static __always_inline void parse_ipv6(context *ctx, struct packet *p)
 {
 	struct ipv6_extension extension;
 	struct ipv6hdr ip;
 	__u32 l4 = p->l3 + sizeof(ip);
 	__u8 next;
 
-	if (!load(skb, p->l3, &ip, sizeof(ip)) || ip.version != 6) {
+	if (!load(ctx, p->l3, &ip, sizeof(ip)) || ip.version != 6) {
 		p->malformed = MALFORMED_IPV6;
 		return;
 	}
 	__builtin_memcpy(p->key.src, &ip.saddr, 16);
 	__builtin_memcpy(p->key.dst, &ip.daddr, 16);
-	p->length = stated_length(skb, p, bpf_ntohs(ip.payload_len) + sizeof(ip), sizeof(ip));
+	p->length = stated_length(ctx, p, bpf_ntohs(ip.payload_len) + sizeof(ip), sizeof(ip));
 	next = ip.nexthdr;
 	for (int i = 0; i < IPV6_EXTENSIONS_MAX; i++) {
 		p->key.protocol = next;
@@ -169,10 +172,10 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		case IPPROTO_AH:
 			break;
 		default:
-			parse_transport(skb, p, l4);
+			parse_transport(ctx, p, l4);
 			return;
 		}
-		if (!load(skb, l4, &extension, sizeof(extension))) {
+		if (!load(ctx, l4, &extension, sizeof(extension))) {
 			p->malformed = MALFORMED_IPV6;
 			return;
 		}
@@ -193,31 +196,31 @@ static __always_inline void parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	p->malformed = MALFORMED_IPV6_EXTENSIONS;
 }
 
-static __always_inline void parse_network(struct __sk_buff *skb, struct packet *p, __be16 ethertype)
+static __always_inline void parse_network(context *ctx, struct packet *p, __be16 ethertype)
 {
-	p->length = skb->len - p->l3;
+	p->length = frame_length(ctx) - p->l3;
 	if (ethertype == bpf_htons(ETH_P_IP))
-		parse_ipv4(skb, p);
+		parse_ipv4(ctx, p);
 	else if (ethertype == bpf_htons(ETH_P_IPV6))
-		parse_ipv6(skb, p);
+		parse_ipv6(ctx, p);
 }
 
-/* A frame with its Ethernet header; a tag in the skb's metadata is not in the frame. */
-static __always_inline void parse_frame(struct __sk_buff *skb, struct packet *p)
+/* A frame with its Ethernet header; a tag in the ctx's metadata is not in the frame. */
+static __always_inline void parse_frame(context *ctx, struct packet *p)
 {
 	struct vlan_tag tag;
 	struct ethhdr eth;
 
-	if (!load(skb, 0, &eth, sizeof(eth))) {
+	if (!load(ctx, 0, &eth, sizeof(eth))) {
 		p->malformed = MALFORMED_ETHERNET;
-		p->length = skb->len;
+		p->length = frame_length(ctx);
 		return;
 	}
 	p->l3 = sizeof(eth);
 	for (int i = 0; i < VLAN_TAGS_MAX; i++) {
 		if (eth.h_proto != bpf_htons(ETH_P_8021Q) && eth.h_proto != bpf_htons(ETH_P_8021AD))
 			break;
-		if (!load(skb, p->l3, &tag, sizeof(tag))) {
+		if (!load(ctx, p->l3, &tag, sizeof(tag))) {
 			p->malformed = MALFORMED_ETHERNET;
 			break;
 		}
@@ -231,23 +234,17 @@ static __always_inline void parse_frame(struct __sk_buff *skb, struct packet *p)
 	p->key.protocol = bpf_ntohs(eth.h_proto);
 	if (p->key.protocol < ETHERTYPE_LOWEST)
 		p->key.protocol = PROTOCOL_LLC;
-	parse_network(skb, p, eth.h_proto);
-}
-
-/* What a cgroup hook sees: no link header. */
-static __always_inline void parse_packet(struct __sk_buff *skb, struct packet *p)
-{
-	p->key.protocol = bpf_ntohs(skb->protocol);
-	parse_network(skb, p, skb->protocol);
+	parse_network(ctx, p, eth.h_proto);
 }
 
 /* Packets as on the wire: what a super-packet will be, or was, cut into. */
-static __always_inline __u32 segments(struct __sk_buff *skb, const struct packet *p)
+static __always_inline __u32 segments(context *ctx, const struct packet *p)
 {
-	__u32 size = skb->gso_size;
+	__u32 counted = counted_segments(ctx);
+	__u32 size = segment_size(ctx, p->length, p->headers);
 
-	if (skb->gso_segs)
-		return skb->gso_segs;
+	if (counted)
+		return counted;
 	/* A guest's super-packet arrives uncounted (SKB_GSO_DODGY). */
 	if (!size || p->length <= p->headers)
 		return 1;

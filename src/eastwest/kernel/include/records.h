@@ -19,6 +19,26 @@ enum traffic_class {
 	CLASS_SUSPECT = 1,
 };
 
+/* What becomes of a source's suspect packets. */
+enum enforcement {
+	ENFORCE_NOT = 0,
+	ENFORCE_CGROUP, /* the cgroup programs drop them, both ways */
+	ENFORCE_PORT,	/* XDP drops those that the workload sends, the port's egress those sent to it */
+};
+
+/* By what a packet was found suspect. */
+enum suspect_match {
+	MATCH_CLASS = 0, /* its source's own class, and no entry */
+	MATCH_FLOW,
+	MATCH_SRC,
+	MATCH_DST,
+};
+
+enum {
+	EVIDENCE_BYTES = 128,	 /* of a packet, kept as evidence */
+	EVIDENCE_PER_SECOND = 4, /* packets of one entry, or of one suspect source */
+};
+
 /* Why a packet was not read to its end. It is counted all the same. */
 enum malformed {
 	MALFORMED_NOT = 0,
@@ -73,6 +93,8 @@ struct account {
 	__u64 suspect_ingress_bytes;
 	__u64 suspect_egress_packets;
 	__u64 suspect_egress_bytes;
+	__u64 enforced_packets; /* counted above, and dropped */
+	__u64 enforced_bytes;
 	__u64 flow_map_full_packets; /* counted above, but without flow detail */
 	__u64 flow_map_full_bytes;
 };
@@ -85,7 +107,8 @@ struct source {
 	__u32 label;
 	__u32 account;
 	__u8 class;
-	__u8 pad[3];
+	__u8 enforcement;
+	__u8 pad[2];
 };
 
 /* Whatever a hook saw, whoever it belonged to. */
@@ -108,6 +131,52 @@ struct interface_count {
 struct meter_state {
 	__u64 boot;	  /* when these maps were made, unix ns: names this life of all counters */
 	__u64 generation; /* its lowest bit says which half of accounts and flows is written */
+	__u64 suspects;	  /* 0: nothing is declared suspect, so nobody looks */
+};
+
+/* A prefix declared suspect: the key of a longest-prefix match. IPv4 is mapped, its length 96 more. */
+struct suspect_prefix {
+	__u32 length; /* bits */
+	__u8 address[16];
+};
+
+/* One direction of a flow declared suspect. */
+struct suspect_flow {
+	__u8 src[16];
+	__u8 dst[16];
+	__be16 src_port;
+	__be16 dst_port;
+	__u16 protocol;
+	__u16 pad;
+};
+
+/* How much evidence was given in a second. */
+struct evidence_rate {
+	__u32 second; /* CLOCK_MONOTONIC */
+	__u32 given;
+};
+
+/* What an entry, a prefix or a flow, met. Never reset: an entry goes, and comes as a new one. */
+struct suspect_entry {
+	__u64 packets; /* as on the wire */
+	__u64 bytes;
+	__u64 last;    /* CLOCK_MONOTONIC, ns, coarse; 0: never */
+	struct evidence_rate rate;
+	__u32 length;  /* of the prefix */
+	__u32 pad;
+};
+
+/* A suspect packet as a hook saw it: a sample. */
+struct evidence {
+	__u64 time; /* CLOCK_MONOTONIC, ns, coarse */
+	struct flow_key key;
+	__u32 length;	    /* IP header included */
+	__u8 match;	    /* enum suspect_match */
+	__u8 prefix_length; /* of the matching prefix, in bits of the mapped address */
+	__u8 dropped;
+	__u8 captured;	    /* bytes of `packet` */
+	__u8 packet[EVIDENCE_BYTES];
+	__u32 pad;
 };
 
 struct cgroup_event {

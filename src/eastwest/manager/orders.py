@@ -1,0 +1,177 @@
+"""What users declare suspect and order to be dropped: kept on the bus, where every probe watches it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from types import TracebackType
+from typing import Self, TypeVar
+
+import msgspec
+
+from eastwest.bus.background import Background
+from eastwest.bus.client import Bus
+from eastwest.bus.messages import (
+    ENFORCE_BUCKET,
+    SUSPECT_BUCKET,
+    EnforceAnswer,
+    EnforceOrder,
+    SuspectAnswer,
+    SuspectOrder,
+    enforce_subject,
+    suspect_subject,
+)
+from eastwest.errors import BusError, NotFoundError, RefusedError
+from eastwest.labels import suspect
+from eastwest.labels.selector import Selector
+
+log = logging.getLogger(__name__)
+
+_MOST_SUSPECTS = 100_000
+_MOST_ENFORCED = 1_000
+_ANSWER_SECONDS = 4.0
+_EXPIRY_SECONDS = 5.0
+_LATEST = 1 << 62
+
+T = TypeVar("T", SuspectOrder, EnforceOrder)
+Answer = TypeVar("Answer", SuspectAnswer, EnforceAnswer)
+
+
+class Orders:
+    """Follows both buckets while it is entered, so that a listing need not read them."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._work = Background()
+        self._suspects: dict[str, SuspectOrder] = {}
+        self._enforced: dict[str, EnforceOrder] = {}
+
+    async def __aenter__(self) -> Self:
+        await self._work.start(self._run(), "orders")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._work.stop(kind, error, trace)
+
+    @property
+    def suspects(self) -> list[SuspectOrder]:
+        """What is declared and has not expired, the oldest first."""
+        now = time.time_ns()
+        kept = (order for order in self._suspects.values() if not 0 < order.expires <= now)
+        return sorted(kept, key=lambda order: (order.added, order.what))
+
+    @property
+    def enforced(self) -> list[EnforceOrder]:
+        return sorted(self._enforced.values(), key=lambda order: (order.added, order.selector))
+
+    async def declare(self, what: str, why: str, seconds: int | None) -> SuspectOrder:
+        """Declare a prefix or flow suspect, for a time or until it is taken back. RefusedError, BusError."""
+        target, now = suspect.parse(what), time.time_ns()
+        if target.name not in self._suspects and len(self._suspects) >= _MOST_SUSPECTS:
+            raise RefusedError(
+                f"{_MOST_SUSPECTS} entries are declared", "name more of them in a file: [suspect] files"
+            )
+        expires = min(now + seconds * 10**9, _LATEST) if seconds else 0
+        order = SuspectOrder(target.text, why, now, expires)
+        await self._put(SUSPECT_BUCKET, target.name, order)
+        self._suspects[target.name] = order
+        return order
+
+    async def take_back(self, what: str) -> SuspectOrder:
+        """It is not suspect any more. RefusedError, NotFoundError, BusError."""
+        target = suspect.parse(what)
+        if target.name not in self._suspects:
+            raise NotFoundError(f"'{target.text}' is not declared suspect", "see: eastwest suspect list")
+        await self._bus.bucket(SUSPECT_BUCKET).delete(target.name)
+        return self._suspects.pop(target.name, SuspectOrder(target.text, "", 0, 0))
+
+    async def enforce(self, text: str) -> EnforceOrder:
+        """Have the suspect packets of selected workloads dropped. RefusedError, BusError."""
+        selector, name = _selector(text)
+        if name not in self._enforced and len(self._enforced) >= _MOST_ENFORCED:
+            raise RefusedError(f"{_MOST_ENFORCED} selectors are enforced", "take some back with --off")
+        order = EnforceOrder(selector, time.time_ns())
+        await self._put(ENFORCE_BUCKET, name, order)
+        self._enforced[name] = order
+        return order
+
+    async def release(self, text: str) -> EnforceOrder:
+        """Drop nothing any more by this order. RefusedError, NotFoundError, BusError."""
+        selector, name = _selector(text)
+        if name not in self._enforced:
+            raise NotFoundError(f"'{selector}' is not enforced", "see: eastwest enforce --list")
+        await self._bus.bucket(ENFORCE_BUCKET).delete(name)
+        return self._enforced.pop(name, EnforceOrder(selector, 0))
+
+    async def ask_suspects(self, hosts: list[str]) -> list[SuspectAnswer | None]:
+        """What each probe answers; None where it does not."""
+        return await self._ask(hosts, suspect_subject, SuspectAnswer)
+
+    async def ask_enforced(self, hosts: list[str]) -> list[EnforceAnswer | None]:
+        """What each probe answers; None where it does not."""
+        return await self._ask(hosts, enforce_subject, EnforceAnswer)
+
+    async def _ask(
+        self, hosts: list[str], subject: Callable[[str], str], kind: type[Answer]
+    ) -> list[Answer | None]:
+        async def ask(host: str) -> Answer | None:
+            try:
+                reply = await self._bus.request(subject(host), b"", _ANSWER_SECONDS)
+                answer = msgspec.json.decode(reply, type=kind)
+            except BusError as error:
+                log.debug("%s does not answer: %s", host, error)
+                return None
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                log.warning("the probe of %s answers what it should not: %s", host, error)
+                return None
+            return answer if answer.host == host else None
+
+        return list(await asyncio.gather(*map(ask, hosts)))
+
+    async def _put(self, bucket: str, name: str, order: SuspectOrder | EnforceOrder) -> None:
+        await self._bus.bucket(bucket).put(name, msgspec.json.encode(order))
+
+    # -- in the background -----------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(SUSPECT_BUCKET, self._suspects, SuspectOrder))
+            group.create_task(self._follow(ENFORCE_BUCKET, self._enforced, EnforceOrder))
+            group.create_task(self._expire())
+
+    async def _follow(self, bucket: str, known: dict[str, T], kind: type[T]) -> None:
+        async for name, document in self._bus.bucket(bucket).watch():
+            known.pop(name, None)
+            if document is not None:
+                try:
+                    known[name] = msgspec.json.decode(document, type=kind)
+                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                    log.warning("%s holds what it should not: %s", bucket, error)
+
+    async def _expire(self) -> None:
+        """Probes heed the time themselves; this only keeps the bucket small."""
+        while True:
+            await asyncio.sleep(_EXPIRY_SECONDS)
+            now = time.time_ns()
+            for name, order in list(self._suspects.items()):
+                if 0 < order.expires <= now:
+                    await self._drop(name)
+
+    async def _drop(self, name: str) -> None:
+        try:
+            await self._bus.bucket(SUSPECT_BUCKET).delete(name)
+            self._suspects.pop(name, None)
+        except BusError as error:
+            log.debug("an expired entry stays: %s", error)
+
+
+def _selector(text: str) -> tuple[str, str]:
+    """A selector's conditions as they are written, and its name in the bucket."""
+    conditions = Selector.parse(text).conditions
+    if not conditions:
+        raise RefusedError("a selector that is empty selects every workload", "say so with: name=*")
+    written = ",".join(f"{key}={value}" for key, value in sorted(conditions))
+    return written, sha256(written.encode()).hexdigest()[:32]

@@ -1,0 +1,249 @@
+"""What users and files declare suspect, on a real bus: in effect once listed, exact by label and entry."""
+
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from eastwest.bus.client import Bus
+from eastwest.bus.messages import SUSPECT_BUCKET, SuspectAnswer, SuspectEntry, suspect_subject
+from eastwest.errors import BusError, NotFoundError, RefusedError
+from eastwest.manager.orders import Orders
+from eastwest.meter.rows import TOTAL_ROW
+from eastwest.probe.config import SuspectConfig
+from tests.conftest import Workload
+from tests.system.bus_server import RunningServer, until
+from tests.system.test_probe import Harness, harness, with_server
+
+Test = Callable[[RunningServer, Path, Orders, Bus], Awaitable[None]]
+
+
+def with_orders(tmp_path: Path, test: Test) -> None:
+    """Run a test with a bus, and the orders as the manager gives them."""
+
+    async def main(server: RunningServer, state: Path) -> None:
+        async with Bus(server.files.bus_config("server")) as bus, Orders(bus) as orders:
+            await test(server, state, orders, bus)
+
+    with_server(tmp_path, main)
+
+
+async def listed(bus: Bus) -> dict[str, SuspectEntry]:
+    """What the probe says is in effect."""
+    reply = await bus.request(suspect_subject("h"), b"", 10)
+    return {entry.what: entry for entry in msgspec.json.decode(reply, type=SuspectAnswer).entries}
+
+
+async def in_effect(bus: Bus, *what: str) -> None:
+    """Wait until exactly these are."""
+
+    async def same() -> bool:
+        try:
+            return sorted(await listed(bus)) == sorted(what)
+        except BusError:
+            return False  # it does not listen yet
+
+    await until(same, 30)
+
+
+async def suspect_packets(h: Harness, label: int) -> int:
+    last = {int(row["serial"]): row for row in await h.rows("totals", TOTAL_ROW)}
+    mine = [row for row in last.values() if row["label"] == label]
+    return sum(int(row["suspect_egress_packets"] + row["suspect_ingress_packets"]) for row in mine)
+
+
+def test_what_a_user_declares_is_counted_apart_until_it_is_taken_back(
+    netns: Path, cgroup: Path, tmp_path: Path
+) -> None:
+    """A prefix for one port number's worth of time, a flow for good: packets of each, to the packet."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            with Workload(netns) as workload:
+                label = await h.knows(workload.name)
+                workload.send(10)
+                await orders.declare("10.1.0.77/24", "a feed", None)
+                await in_effect(bus, "10.1.0.0/24")
+                workload.send(20)
+                await orders.take_back("10.1.0.0/24")
+                await in_effect(bus)
+                workload.send(40)
+                await h.becomes({label: 70})
+                assert await suspect_packets(h, label) == 20
+
+    with_orders(tmp_path, test)
+
+
+def test_an_entry_ends_when_its_time_is_over(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """By the probe's clock, and soon from the bucket as well; hits are those of its time."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            with Workload(netns) as workload:
+                label = await h.knows(workload.name)
+                await orders.declare("10.1.0.2", "", 3)
+                await in_effect(bus, "10.1.0.2/32")
+                workload.send(7)
+                assert (await listed(bus))["10.1.0.2/32"].packets == 7
+                await in_effect(bus)
+                workload.send(5)
+                await h.becomes({label: 12})
+                assert await suspect_packets(h, label) == 7
+                await until(lambda: _is_empty(bus, "10.1.0.2/32"), 30)
+
+    with_orders(tmp_path, test)
+
+
+async def _is_empty(bus: Bus, what: str) -> bool:
+    from eastwest.labels.suspect import parse
+
+    return await bus.bucket(SUSPECT_BUCKET).get(parse(what).name) is None
+
+
+def test_hits_are_each_entrys_own(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """Prefix and flow, with packets, bytes and time; an entry that nothing met has none."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            with Workload(netns) as workload:
+                await h.knows(workload.name)
+                for what in ("10.1.0.0/16", "192.0.2.0/24", "fd00::/8"):
+                    await orders.declare(what, f"why {what}", None)
+                await in_effect(bus, "10.1.0.0/16", "192.0.2.0/24", "fd00::/8")
+                before = time.time_ns()
+                workload.send(30)
+                hits = await listed(bus)
+                one = hits["10.1.0.0/16"]
+                assert (one.packets, one.bytes, one.why, one.sources) == (
+                    30,
+                    3000,
+                    "why 10.1.0.0/16",
+                    ["api"],
+                )
+                assert before - 10**8 < one.last_hit < time.time_ns() + 10**8
+                assert (hits["192.0.2.0/24"].packets, hits["fd00::/8"].last_hit) == (0, 0)
+
+    with_orders(tmp_path, test)
+
+
+def test_a_file_of_a_hundred_thousand_is_read_again_when_it_changes(
+    netns: Path, cgroup: Path, tmp_path: Path
+) -> None:
+    """Bad lines are named and left out; a file that goes stays in force, for the next probe as well."""
+    feed = tmp_path / "feed.txt"
+    lines = [f"11.{n >> 11 & 255}.{n >> 3 & 255}.{(n & 7) << 5}/27" for n in range(100_000)]
+    feed.write_text("\n".join([*lines, "nonsense", "10.1.0.2 # the one", "1.2.3.4/33", ""]))
+    suspect = SuspectConfig(files=(feed, tmp_path / "absent.txt"))
+
+    def loaded(h: Harness) -> int:
+        return len(h.probe._suspects._maps.loaded[0])
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup, suspect=suspect) as h:
+            with Workload(netns) as workload:
+                label = await h.knows(workload.name)
+                assert loaded(h) == 100_001
+                problems = "; ".join(h.probe._suspects.problems)
+                assert "line 100001 is left out: 'nonsense' is no IP address, and 1 more lines" in problems
+                assert "absent.txt cannot be read: No such file or directory" in problems
+                workload.send(9)
+                entry = (await listed(bus))["10.1.0.2/32"]
+                assert (entry.packets, entry.sources) == (9, [str(feed)])
+                fresh = tmp_path / "fresh"
+                fresh.write_text("\n".join(lines[50_000:]))
+                fresh.replace(feed)
+                await until(lambda: _says(loaded(h) == 50_000), 30)
+                await in_effect(bus)
+                workload.send(4)
+                feed.unlink()
+                await until(lambda: _says("put the file back" in str(h.probe._suspects.problems[0])), 30)
+                assert loaded(h) == 50_000
+                await h.becomes({label: 13})
+                assert await suspect_packets(h, label) == 9
+        async with harness(server, state, netns=netns, cgroup_root=cgroup, suspect=suspect) as h:
+            assert loaded(h) == 50_000
+
+    with_orders(tmp_path, test)
+
+
+async def _says(value: bool) -> bool:
+    return value
+
+
+def test_a_probe_that_starts_without_the_bus_takes_nothing_back(
+    netns: Path, cgroup: Path, tmp_path: Path
+) -> None:
+    """What was declared stays; what was taken back meanwhile goes when the bus is there again."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        with Workload(netns) as workload:
+            async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+                label = await h.knows(workload.name)
+                await orders.declare("10.1.0.2", "", None)
+                await orders.declare("10.9.0.0/16", "", None)
+                await in_effect(bus, "10.1.0.2/32", "10.9.0.0/16")
+                workload.send(3)
+            await orders.take_back("10.9.0.0/16")
+            workload.send(4)
+            server.kill()
+            async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+                workload.send(5)
+                assert len(h.probe._suspects._maps.loaded[0]) == 2
+                server.start()
+                await in_effect(bus, "10.1.0.2/32")
+                assert (await listed(bus))["10.1.0.2/32"].packets == 12
+                await h.becomes({label: 12})
+                assert await suspect_packets(h, label) == 12
+
+    with_orders(tmp_path, test)
+
+
+def test_what_finds_no_room_is_said(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """64 places, 100 prefixes in a file: what users declare comes first, the rest is counted in a problem."""
+    feed = tmp_path / "feed.txt"
+    feed.write_text("\n".join(f"192.0.2.{n}" for n in range(100)))
+    settings = {"netns": netns, "cgroup_root": cgroup, "suspect_entries": 64}
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, suspect=SuspectConfig(files=(feed,)), **settings) as h:
+            await orders.declare("10.0.0.0/8", "", None)
+            await in_effect(bus, "10.0.0.0/8")
+            (problem,) = h.probe._suspects.problems
+            assert problem.startswith("37 suspect entries find no room; set a larger [probe] suspect_entries")
+
+    with_orders(tmp_path, test)
+
+
+def test_documents_that_lie_are_refused_one_by_one(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """What is no order, or no prefix, is a problem; the entries beside it work."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            bucket = bus.bucket(SUSPECT_BUCKET)
+            await bucket.put("a", b"\xff{")
+            await bucket.put("b", b'{"what": "10.0.0.0/99", "why": "", "added": 1, "expires": 0}')
+            await until(lambda: _says(bool(h.probe._suspects.problems)), 30)
+            await orders.declare("10.0.0.0/8", "", None)
+            await in_effect(bus, "10.0.0.0/8")
+
+    with_orders(tmp_path, test)
+
+
+def test_the_manager_refuses_what_cannot_be_meant(tmp_path: Path) -> None:
+    """With words that help; nothing of it reaches the bus."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        for what in ("10.0.0.0/33", "ten", "icmp 10.0.0.1:1 10.0.0.2:2", "tcp 10.0.0.1 10.0.0.2", ""):
+            with pytest.raises(RefusedError, match="write a prefix like"):
+                await orders.declare(what, "", None)
+        with pytest.raises(NotFoundError):
+            await orders.take_back("10.0.0.0/8")
+        with pytest.raises(RefusedError, match="name=\\*"):
+            await orders.enforce("")
+        with pytest.raises(NotFoundError):
+            await orders.release("name=web")
+        assert (orders.suspects, orders.enforced) == ([], [])
+
+    with_orders(tmp_path, test)
