@@ -8,13 +8,14 @@ import msgspec
 import pytest
 
 from eastwest.bus.client import Bus
-from eastwest.bus.messages import SUSPECT_BUCKET, SuspectAnswer, SuspectEntry, suspect_subject
+from eastwest.bus.messages import SUSPECT_BUCKET, Evidence, SuspectAnswer, SuspectEntry, suspect_subject
 from eastwest.errors import BusError, NotFoundError, RefusedError
 from eastwest.manager.orders import Orders
 from eastwest.meter.rows import TOTAL_ROW
 from eastwest.probe.config import SuspectConfig
 from tests.conftest import Workload
 from tests.system.bus_server import RunningServer, until
+from tests.system.stream import messages
 from tests.system.test_probe import Harness, harness, with_server
 
 Test = Callable[[RunningServer, Path, Orders, Bus], Awaitable[None]]
@@ -245,5 +246,37 @@ def test_the_manager_refuses_what_cannot_be_meant(tmp_path: Path) -> None:
         with pytest.raises(NotFoundError):
             await orders.release("name=web")
         assert (orders.suspects, orders.enforced) == ([], [])
+
+    with_orders(tmp_path, test)
+
+
+def test_evidence_is_a_sample_with_all_that_was_seen(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """At most four packets of an entry and second, each with label, flow, entry and its first bytes."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            with Workload(netns) as workload:
+                label = await h.knows(workload.name)
+                await orders.declare("10.1.0.0/24", "", None)
+                await in_effect(bus, "10.1.0.0/24")
+                begun = time.time_ns()
+                workload.send(200, size=300, port=53)
+                found: list[Evidence] = []
+
+                async def some() -> bool:
+                    payloads = await messages(server, "evidence")
+                    found[:] = [e for p in payloads for e in msgspec.json.decode(p, type=list[Evidence])]
+                    return bool(found)
+
+                await until(some, 30)
+                seconds = (time.time_ns() - begun) // 10**9 + 2
+                assert 1 <= len(found) <= 4 * seconds
+                for one in found:
+                    assert (one.label, one.port, one.direction) == (label, workload.port, "egress")
+                    assert (one.entry, one.src, one.dst) == ("10.1.0.0/24", "10.1.0.1", "10.1.0.2")
+                    assert (one.dst_port, one.protocol, one.length, one.dropped) == (53, 17, 328, False)
+                    assert len(one.packet) == 128
+                    assert one.packet[12:20] == bytes((10, 1, 0, 1, 10, 1, 0, 2))
+                    assert begun - 10**9 < one.time < time.time_ns() + 10**9
 
     with_orders(tmp_path, test)

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from eastwest.bus.messages import FLOWS, TOTALS, WORKLOADS, HookCount
+from eastwest.bus.messages import EVIDENCE, FLOWS, TOTALS, WORKLOADS, HookCount
 from eastwest.kernel.records import enumeration
 from eastwest.labels.registry import Registry
 from eastwest.meter.accounts import Accounts, Held
@@ -18,6 +18,7 @@ from eastwest.meter.drain import Counters, Cut, Drain, Flows
 from eastwest.meter.rows import FLOW_ROW, sum_by_label
 from eastwest.probe.booking import Booking
 from eastwest.probe.config import ProbeConfig
+from eastwest.probe.evidence import EvidenceReader
 from eastwest.probe.journal import Journal, Outgoing
 from eastwest.probe.lives import Lives, Tally
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_MESSAGE = 4096
 WORKLOADS_PER_MESSAGE = 256
+EVIDENCE_PER_MESSAGE = 512
 _ETHERTYPE_LOWEST = 1500
 _REMEMBERED = 3600 * 10**9
 
@@ -42,6 +44,7 @@ class Cutter:
         booking: Booking,
         lives: Lives,
         registry: Registry,
+        evidence: EvidenceReader,
         journal: Journal,
     ) -> None:
         self._config = config
@@ -51,6 +54,7 @@ class Cutter:
         self._booking = booking
         self._lives = lives
         self._registry = registry
+        self._evidence = evidence
         self._journal = journal
         self._waiting: Flows | None = None
         self._lost = False
@@ -118,6 +122,7 @@ class Cutter:
                 rows = ready[start : start + ROWS_PER_MESSAGE]
                 self._send(FLOWS, rows.tobytes(), sum_by_label(rows))
             if totals:
+                self._send_evidence(offset)
                 self._lives.keep_counts()
                 self._send_state()
             self._journal.hold(_held_blobs(held))
@@ -129,6 +134,13 @@ class Cutter:
             self._registry.forget_gone(self.time - _REMEMBERED)
             self.sequence = self._journal.number("cut")
             self.ledger = self._lives.ledger()
+
+    def _send_evidence(self, clock_offset: int) -> None:
+        found = self._evidence.take(self._accounts, clock_offset)
+        if self._lost:
+            return  # no room for flows either
+        for start in range(0, len(found), EVIDENCE_PER_MESSAGE):
+            self._send(EVIDENCE, msgspec.json.encode(found[start : start + EVIDENCE_PER_MESSAGE]), {})
 
     def _send_state(self) -> None:
         workloads = self._registry.changed()

@@ -47,6 +47,7 @@ from eastwest.probe.config import ProbeConfig, SuspectConfig
 from eastwest.probe.cost import CostMeter
 from eastwest.probe.cutter import Cutter, close_boot
 from eastwest.probe.enforcement import Enforcement
+from eastwest.probe.evidence import EvidenceReader
 from eastwest.probe.journal import Journal
 from eastwest.probe.lives import Lives, Tally
 from eastwest.probe.outbox import Outbox
@@ -113,6 +114,7 @@ class Probe:
         )
         self._enforcer = Enforcer(config, pins.directory(config.state_dir))
         stack.callback(self._enforcer.close)
+        self._evidence = stack.enter_context(EvidenceReader(self._meter))
         self._assemble_orders()
         self._assemble()
         self._enforcement.adopt()
@@ -169,6 +171,7 @@ class Probe:
             booking=self._booking,
             lives=self._lives,
             registry=self._registry,
+            evidence=self._evidence,
             journal=self._journal,
         )
 
@@ -367,6 +370,7 @@ class Probe:
             interfaces=self.interfaces(),
             malformed=self._drain.malformed(),
             cost=self._cost.cost(),
+            evidence_lost=self._evidence.lost,
             problems=[problem for problem in problems if problem],
         )
         try:
