@@ -17,7 +17,7 @@ from bench.build import compiled
 from bench.figures import differences, paired, spread, table
 from eastwest.kernel import stats, trial
 from eastwest.kernel.attach import unmount_bpffs
-from eastwest.kernel.libbpf import Object
+from eastwest.kernel.libbpf import Map, Object
 from eastwest.kernel.records import record
 from eastwest.meter.check import cgroup_mount
 from eastwest.meter.config import MeterConfig
@@ -69,7 +69,10 @@ class Trials:
         self._object.load()
         for number in range(1, _MOST_SOURCES):
             key = number.to_bytes(4, "little")
-            self._object.maps["port_sources"].update(key, Source(number, number).pack())
+            self._object.maps["port_sources"].update(key, Source(number, number).pack("ENFORCE_PORT"))
+
+    def map(self, name: str) -> Map:
+        return self._object.maps[name]
 
     def vary(self, flows: int, sources: int = 1, *, sequential: bool = False) -> None:
         value = _VARIETY.pack(flows, sources, sequential, 0, 0, 0)

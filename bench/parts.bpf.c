@@ -47,7 +47,7 @@ static __always_inline int up_to(struct __sk_buff *skb, const enum part part)
 	if (part == SOURCE)
 		return -1;
 	if (part == WHOLE) {
-		count(skb, HOOK_PORT, source, &p);
+		count(skb, HOOK_PORT, source, &p, false, false);
 		return -1;
 	}
 	s = bpf_map_lookup_elem(&state, &(__u32){0});
@@ -64,7 +64,7 @@ static __always_inline int up_to(struct __sk_buff *skb, const enum part part)
 	a = bpf_map_lookup_elem(&accounts, &index);
 	if (!a)
 		return -1;
-	count_account(a, &p.key, packets, bytes);
+	count_account(a, &p, packets, bytes);
 	if (part == ACCOUNT)
 		return -1;
 	now = bpf_ktime_get_coarse_ns();
