@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _GATHER_SECONDS = 0.02
-_SETTLE_SECONDS = 1.5
+_SETTLE_SECONDS = 3.0
 _MOST_SHOWN = 10_000
 _NOTHING = Hits(0, 0, 0)
 _NEVER = 1 << 63
@@ -171,9 +171,13 @@ class Suspects:
     async def _until_settled(self) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_SECONDS):
-                while self._effective < self.changes or self._due.is_set():
-                    self._settled.clear()
+                while not await self._is_settled():
                     await self._settled.wait()
+
+    async def _is_settled(self) -> bool:
+        async with self._lock:  # whoever changes the entries has it until that is counted
+            self._settled.clear()
+            return self._effective >= self.changes and not self._due.is_set()
 
     # -- what it tells -------------------------------------------------------------------------------------
 
@@ -186,11 +190,13 @@ class Suspects:
 
     def _answer(self) -> SuspectAnswer:
         hits = self._maps.hits(time.time_ns() - time.monotonic_ns())
-        declared = {d.target.text: d for d in self._in_force()}
+        loaded = self._maps.loaded
+        known = (d for d in self._in_force() if d.target.keys[0] in loaded[d.target.kind == "flow"])
+        declared = {d.target.text: d for d in known}
         met = sorted(hits.keys() - declared.keys(), key=lambda text: -hits[text].packets)
         shown = [*declared, *met][:_MOST_SHOWN]
         entries = [self._entry(text, declared.get(text), hits.get(text, _NOTHING)) for text in shown]
-        prefixes, flows = self._maps.loaded
+        prefixes, flows = loaded
         return SuspectAnswer(self._host, entries, max(0, len(prefixes) + len(flows) // 2 - len(entries)))
 
     def _entry(self, text: str, declared: Declared | None, hits: Hits) -> SuspectEntry:
