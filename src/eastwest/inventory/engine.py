@@ -1,19 +1,21 @@
 """The API of container engines: three routes that docker's daemon and podman's service serve alike.
 
-Asked with httpx alone: requests can be cancelled and have their time, an answer is read no further than its
-limit, and no thread waits for events (ARCHITECTURE.md has the price of the engines' own libraries).
+Asked with httpcore alone: requests can be cancelled and have their time, an answer is read no further than
+its limit, and no thread waits for events (ARCHITECTURE.md has the price of the engines' own libraries; httpx
+would bring 7 MB into the probe, mostly for a command line of its own).
 """
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Self, TypeVar
 from urllib.parse import urlencode
 
-import httpx
+import httpcore
 import msgspec
 
 from eastwest.errors import InventoryError
@@ -27,6 +29,7 @@ _LONGEST_LIST = 32 << 20
 _LONGEST_INSPECT = 4 << 20
 _LONGEST_EVENT = 1 << 20
 _LONGEST_PING = 1 << 10
+_FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError)
 
 _WITHOUT_PROCESS = {"created", "configured", "exited", "stopped", "dead", "removing"}
 """docker and podman have more states than these, but in all others there is something to look at."""
@@ -88,17 +91,16 @@ class Engine:
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
-        # Nothing is encrypted on a UNIX socket: certificates are not even loaded.
-        self._transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)
+        self._connections = httpcore.AsyncConnectionPool(uds=str(socket))
 
     async def __aenter__(self) -> Self:
-        await self._transport.__aenter__()
+        await self._connections.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._transport.__aexit__(kind, error, trace)
+        await self._connections.__aexit__(kind, error, trace)
 
     async def ping(self) -> None:
         """Nothing, where the engine answers."""
@@ -130,7 +132,7 @@ class Engine:
         }
         async with self._answer(f"/events?{urlencode(query)}") as response:
             rest = b""
-            async for chunk in response.aiter_raw():
+            async for chunk in response.aiter_stream():
                 *lines, rest = (rest + chunk).split(b"\n")
                 if len(rest) > _LONGEST_EVENT:
                     raise self._nonsense(f"an event longer than {_LONGEST_EVENT} bytes")
@@ -145,38 +147,32 @@ class Engine:
         body = bytearray()
         try:
             async with asyncio.timeout(seconds), self._answer(path) as response:
-                async for chunk in response.aiter_raw():
+                async for chunk in response.aiter_stream():
                     body += chunk
                     if len(body) > limit:
                         raise self._nonsense(f"more than {limit} bytes")
-                return None if response.status_code == httpx.codes.NOT_FOUND else bytes(body)
+                return None if response.status == HTTPStatus.NOT_FOUND else bytes(body)
         except TimeoutError:
             raise InventoryError(
                 f"{self._socket} does not answer within {seconds:g} s", "restart its service"
             ) from None
 
     @asynccontextmanager
-    async def _answer(self, path: str) -> AsyncIterator[httpx.Response]:
+    async def _answer(self, path: str) -> AsyncIterator[httpcore.Response]:
         """An answer as it comes in, not unpacked: an engine has no need to compress."""
-        timeout = httpx.Timeout(None, connect=_ANSWER_SECONDS).as_dict()
-        request = httpx.Request(
-            "GET",
-            f"http://engine{path}",
-            headers={"Accept-Encoding": "identity"},
-            extensions={"timeout": timeout},
-        )
+        headers = [("Accept-Encoding", "identity")]
+        extensions = {"timeout": {"connect": _ANSWER_SECONDS}}
         try:
-            response = await self._transport.handle_async_request(request)
-            try:
-                if response.status_code not in (httpx.codes.OK, httpx.codes.NOT_FOUND):
+            async with self._connections.stream(
+                "GET", f"http://engine{path}", headers=headers, extensions=extensions
+            ) as response:
+                if response.status not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
                     raise InventoryError(
-                        f"{self._socket} answers with status {response.status_code}",
+                        f"{self._socket} answers with status {response.status}",
                         "see the log of its service",
                     )
                 yield response
-            finally:
-                await response.aclose()
-        except (httpx.HTTPError, OSError) as e:
+        except _FAILURES as e:
             raise InventoryError(
                 f"{self._socket} cannot be asked ({e or type(e).__name__})",
                 "see whether its service runs and lets the probe's user in",
