@@ -24,8 +24,10 @@ def command(config_file: Path | None, state_dir: Path | None) -> None:
 async def _probe(settings: config.ProbeSettings) -> None:
     from eastwest.bus.client import Bus
     from eastwest.cli.sources import sources
+    from eastwest.kernel.memory import keep_little
     from eastwest.probe.probe import Probe
 
+    keep_little()
     async with (
         Bus(settings.bus) as bus,
         Probe(

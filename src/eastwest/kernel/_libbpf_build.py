@@ -95,6 +95,10 @@ struct btf_enum *east_btf_enum(const struct btf_type *t);
 int setns(int fd, int nstype);
 int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
 int umount2(const char *target, int flags);
+#define M_TRIM_THRESHOLD ...
+#define M_MMAP_THRESHOLD ...
+#define M_ARENA_MAX ...
+int mallopt(int parameter, int value);
 
 /* messages */
 void east_capture_log(char *buffer, size_t size);
@@ -108,6 +112,7 @@ ffi.set_source(
     #endif
     #include <stdarg.h>
     #include <stdio.h>
+    #include <malloc.h>
     #include <sched.h>
     #include <sys/mount.h>
     #include <bpf/bpf.h>
