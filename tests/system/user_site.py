@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 EASTWEST = [sys.executable, "-m", "eastwest"]
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 def until(condition: Callable[[], Any], what: str) -> Any:
