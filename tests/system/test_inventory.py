@@ -1,6 +1,9 @@
 """Workloads that come and go faster than anybody looks: each counted for itself, and nothing left of them."""
 
 import re
+import secrets
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +111,34 @@ def test_what_a_bridge_says_of_its_port_changes_nothing(netns: Path, cgroup: Pat
 
 def ports_of(probe: Any, name: str) -> list[str]:
     return [port.name for w in probe.workloads() if w.name == name for port in w.ports]
+
+
+HOSTILE_NAME = """
+import ctypes, os, sys, time
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+libc = ctypes.CDLL(None)
+assert libc.unshare(0x40000000) == 0 and libc.prctl(15, b"\\xff) 1\\n") == 0
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_process_may_call_itself_whatever_it_likes(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """Bytes that are no text, a parenthesis and a line's end: its namespace is its container's as any other."""
+    number = secrets.token_hex(32)
+    scope = cgroup / f"libpod-{number}.scope"
+    scope.mkdir()
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            command = [sys.executable, "-c", HOSTILE_NAME, str(scope)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+                try:
+                    assert process.stdout and process.stdout.readline() == b"ready\n"
+                    link = ("ip", "-n", netns.name, "link", "add", "p0", "type", "veth", "peer", "eth0")
+                    run(*link, "netns", str(process.pid))
+                    await holds(lambda: ports_of(h.probe, number[:12]) == ["p0"])
+                finally:
+                    process.kill()
+
+    with_server(tmp_path, test)

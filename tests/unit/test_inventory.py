@@ -16,6 +16,7 @@ from eastwest.inventory.model import readable
         (os.fsdecode(b"\xff.scope"), "\\xff.scope"),
         ("a\nb", "a\\nb"),
         ("\x1b[31mred", "\\x1b[31mred"),
+        ("half of a pair \ud800", "half of a pair \\ud800"),
     ],
 )
 def test_a_name_is_fit_for_a_database_and_a_terminal(name: str | bytes, shown: str) -> None:

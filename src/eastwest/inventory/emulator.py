@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eastwest.inventory.facts import LONGEST_WORD
 from eastwest.inventory.model import readable
-from eastwest.inventory.processes import cgroup_of
+from eastwest.inventory.processes import birth, cgroup_of, pids
 from eastwest.inventory.scope import Scope
 
 _COMMAND_LINE_BYTES = 1 << 18
@@ -123,9 +123,10 @@ def read(pid: int, view: View) -> Emulator | None:
         line = parse(arguments[1:])
         if not line.machine:
             return None
-        started, _ = _birth(process)
+        if (born := birth(pid)) is None:
+            return None
         cgroup, shared_with = _cgroup(pid, view)
-        return Emulator(pid, started, line, _taps(process), cgroup, shared_with)
+        return Emulator(pid, born.started, line, _taps(process), cgroup, shared_with)
     except PermissionError:
         raise
     except (OSError, ValueError, IndexError):
@@ -134,7 +135,7 @@ def read(pid: int, view: View) -> Emulator | None:
 
 def find() -> set[int]:
     """Processes that may be emulators: as the kernel program tells them, or by the file that they run."""
-    return {int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit() and _may_emulate(one)}
+    return {pid for pid in pids() if _may_emulate(Path(f"/proc/{pid}"))}
 
 
 def _may_emulate(process: Path) -> bool:
@@ -152,13 +153,6 @@ def _runs_emulator(process: Path) -> bool:
 def _arguments(process: Path) -> list[str]:
     with (process / "cmdline").open("rb") as file:
         return [os.fsdecode(one) for one in file.read(_COMMAND_LINE_BYTES).split(b"\0")]
-
-
-def _birth(process: Path) -> tuple[int, int]:
-    """When a process was started, in clock ticks since boot, and by whom (proc(5), fields 22 and 4)."""
-    # The name, in parentheses, may hold anything.
-    fields = (process / "stat").read_bytes().rpartition(b")")[2].split()
-    return int(fields[19]), int(fields[1])
 
 
 def _taps(process: Path) -> frozenset[str]:
@@ -217,8 +211,7 @@ def _others(cgroup: Path, emulator: int) -> Iterator[str]:
 
 def _descends(pid: int, ancestor: int) -> bool:
     while pid > 1 and pid != ancestor:
-        try:
-            _, pid = _birth(Path(f"/proc/{pid}"))
-        except (OSError, ValueError, IndexError):
+        if (born := birth(pid)) is None:
             return True  # it has ended
+        pid = born.parent
     return pid == ancestor

@@ -73,5 +73,8 @@ class Present:
 
 def readable(name: str | bytes) -> str:
     """A name as anybody may have made it, fit for a database and a terminal: escaped where not printable."""
-    text = os.fsencode(name).decode(errors="backslashreplace")
+    try:
+        text = os.fsencode(name).decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # JSON can speak of half a character
+        text = str(name)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

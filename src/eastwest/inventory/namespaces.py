@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from eastwest.errors import KernelError
 from eastwest.inventory.containers import container_of
 from eastwest.inventory.model import Found, readable
-from eastwest.inventory.processes import cgroup_of
+from eastwest.inventory.processes import birth, cgroup_of, pids
 from eastwest.kernel.netns import cookie, host_boot
 
 _NAMED = Path("/run/netns")
@@ -117,21 +117,13 @@ def _named(path: Path) -> Found:
 def _container_in(inode: int) -> Found | None:
     """The container whose process was first in a namespace: a pod's members come after its own."""
     first: tuple[int, str] | None = None
-    for process in _processes():
-        if _inode(process / "ns/net") != inode or not (cgroup := cgroup_of(int(process.name))):
+    for pid in pids():
+        if _inode(_namespace_of(pid)) != inode or not (cgroup := cgroup_of(pid)):
             continue
-        container, start = container_of(cgroup), _start_time(process)
-        if container and (first is None or start < first[0]):
-            first = start, container
+        container, born = container_of(cgroup), birth(pid)
+        if container and born and (first is None or born.started < first[0]):
+            first = born.started, container
     return Found(f"container:{first[1]}", "container", first[1][:12], nameless=True) if first else None
-
-
-def _start_time(process: Path) -> int:
-    """In clock ticks since the boot (proc(5): field 22)."""
-    try:
-        return int((process / "stat").read_text().rpartition(")")[2].split()[19])
-    except OSError:
-        return 1 << 62
 
 
 def _named_namespaces() -> list[Path]:
@@ -145,15 +137,15 @@ def _inode(path: Path) -> int:
         return 0
 
 
-def _processes() -> Iterator[Path]:
-    return (process for process in Path("/proc").iterdir() if process.name.isdigit())
+def _namespace_of(pid: int) -> Path:
+    return Path(f"/proc/{pid}/ns/net")
 
 
 def _process_namespaces() -> Iterator[Path]:
     """One path for each network namespace that a process is in."""
     seen = set()
-    for process in _processes():
-        inode = _inode(process / "ns/net")
+    for path in map(_namespace_of, pids()):
+        inode = _inode(path)
         if inode and inode not in seen:
             seen.add(inode)
-            yield process / "ns/net"
+            yield path

@@ -1,7 +1,33 @@
 """What /proc says of a process."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Birth(NamedTuple):
+    """When a process was started, in clock ticks since the host's boot (with it, a pid is never given twice),
+    and by whom."""
+
+    started: int
+    parent: int
+
+
+def pids() -> Iterator[int]:
+    """Every process there is."""
+    return (int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit())
+
+
+def birth(pid: int) -> Birth | None:
+    """None where it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # proc(5), fields 22 and 4. Its name, in parentheses before them, may hold any byte.
+    fields = stat.rpartition(b")")[2].split()
+    return Birth(int(fields[19]), int(fields[1]))
 
 
 def cgroup_of(pid: int) -> str | None:
