@@ -124,7 +124,7 @@ time.sleep(600)
 
 
 def test_a_process_may_call_itself_whatever_it_likes(netns: Path, cgroup: Path, tmp_path: Path) -> None:
-    """Bytes that are no text, a parenthesis and a line's end: its namespace is its container's as any other."""
+    """Bytes that are no text, a parenthesis, a line's end: its namespace is its container's all the same."""
     number = secrets.token_hex(32)
     scope = cgroup / f"libpod-{number}.scope"
     scope.mkdir()

@@ -29,3 +29,25 @@ def test_it_ends_when_told_to(monkeypatch: pytest.MonkeyPatch, instead: OSError 
             await asyncio.sleep(0)
 
     asyncio.run(main())
+
+
+def test_who_waits_for_it_ends_when_told_to() -> None:
+    """Also where the connection comes at the same moment."""
+
+    async def main() -> None:
+        bus = Bus(BusConfig())
+        bus._client = object()  # type: ignore[assignment]
+
+        async def use() -> None:
+            await bus.connection(wait=60)
+            await asyncio.Event().wait()
+
+        using = asyncio.create_task(use())
+        await asyncio.sleep(0)
+        bus._connected.set()
+        await asyncio.sleep(0)
+        using.cancel()
+        done, _ = await asyncio.wait({using}, timeout=5)
+        assert done == {using} and using.cancelled()
+
+    asyncio.run(main())

@@ -1,5 +1,6 @@
 """Rows of Open vSwitch's database and what they claim; the bytes they come in."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from eastwest.inventory.openvswitch import (
     claim,
     network,
 )
-from eastwest.inventory.ovsdb import Frames, references
+from eastwest.inventory.ovsdb import Frames, Monitor, references
 
 VM = "6c1f5a0e-8a51-4c55-9d0c-0f5b8e3f9a11"
 NO_TAG = ("set", [])
@@ -217,6 +218,18 @@ def test_a_database_may_be_a_socket_or_remote(text: str, endpoint: object) -> No
 def test_another_place_is_refused_at_the_start(text: str) -> None:
     with pytest.raises(ConfigError, match="choose the path of a socket, or tcp:HOST:PORT"):
         InventoryConfig(openvswitch=text)
+
+
+def test_what_cannot_be_a_hosts_name_is_a_problem() -> None:
+    """Python refuses to look it up with an error of another kind."""
+
+    async def test() -> None:
+        monitor = Monitor(("a..b", 6640), "Open_vSwitch", {}, Change, patience=15, quiet=30)
+        with pytest.raises(InventoryError, match="cannot be reached"):
+            async with monitor:
+                pass
+
+    asyncio.run(test())
 
 
 def test_it_speaks_by_hearsay() -> None:

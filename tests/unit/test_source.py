@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,16 @@ def test_words_that_are_refused_are_a_problem_until_they_are_mended(monkeypatch:
     assert list(scripted.claims) == list(ONE.values())
     scripted.says(ONE)
     assert scripted.problem is None
+
+
+def test_a_socket_where_nobody_may_look_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking it says what is wrong. The refusal is made up: root is never refused."""
+
+    def refuse(_: Path) -> bool:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert source.is_there(Path("/run/openvswitch/db.sock"))
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,9 @@ class Bus:
     async def connection(self, wait: float | None = None) -> Client:
         """The client now connected. Raises BusError if there is none within `wait` seconds."""
         try:
-            await asyncio.wait_for(self._connected.wait(), self.timeout if wait is None else wait)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes with the event.
+            async with asyncio.timeout(self.timeout if wait is None else wait):
+                await self._connected.wait()
         except TimeoutError:
             raise BusError(*self._unreachable_parts(self._problem)) from None
         assert self._client is not None

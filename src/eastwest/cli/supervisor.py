@@ -203,7 +203,9 @@ class _Keeper:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), self._config.stop_seconds)
+            # Not wait_for: in Python 3.11 it swallows a cancellation that comes with the end.
+            async with asyncio.timeout(self._config.stop_seconds):
+                await process.wait()
         except TimeoutError:
             self._say(f"{self.child.name} did not end within {self._config.stop_seconds:g} s; killed")
             process.kill()

@@ -14,7 +14,7 @@ from eastwest.inventory.facts import LONGEST_WORD, facts_of
 from eastwest.inventory.model import Claim, readable
 from eastwest.inventory.processes import cgroup_of
 from eastwest.inventory.scope import Scope
-from eastwest.inventory.source import Source
+from eastwest.inventory.source import Source, is_there
 from eastwest.kernel.netns import OWN, cookie
 
 _CONTAINER = re.compile(
@@ -87,7 +87,7 @@ class Containers(Source):
         self._wake = asyncio.Event()
 
     async def _follow(self) -> None:
-        if not _is_there(self._socket):
+        if not is_there(self._socket):
             self._absent()
             return
         self._due = dict.fromkeys(self._seen)
@@ -242,13 +242,6 @@ def _lives(seen: _Seen) -> bool:
     """Whether its process is still there, or at least one of the same container."""
     cgroup = cgroup_of(seen.pid)
     return cgroup is not None and container_cgroup(cgroup) == seen.cgroup
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return True  # asking it says why it cannot be asked
 
 
 def _name(name: str, number: str) -> str:

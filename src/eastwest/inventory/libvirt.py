@@ -18,7 +18,7 @@ from eastwest.errors import InventoryError
 from eastwest.inventory import domain
 from eastwest.inventory.config import InventoryConfig
 from eastwest.inventory.model import Claim, readable
-from eastwest.inventory.source import Source
+from eastwest.inventory.source import Source, is_there
 
 SYSTEM = "qemu:///system"
 _SOCKETS = tuple(
@@ -159,7 +159,7 @@ class Libvirt(Source):
     def _there(self) -> bool:
         """Whether to ask. Raises InventoryError where somebody expects an answer and nobody can ask."""
         asked_before = bool(self._claims) or self.problem is not None
-        if not (self._expected or asked_before or any(socket.exists() for socket in _SOCKETS)):
+        if not (self._expected or asked_before or any(map(is_there, _SOCKETS))):
             return False
         try:
             import_module("libvirt")

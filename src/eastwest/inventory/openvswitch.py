@@ -18,7 +18,7 @@ from eastwest.errors import InventoryError
 from eastwest.inventory.config import ovsdb_endpoint
 from eastwest.inventory.model import Claim, readable
 from eastwest.inventory.ovsdb import Map, Monitor, Optional, references
-from eastwest.inventory.source import Source
+from eastwest.inventory.source import Source, is_there
 
 SYSTEM_SOCKET = "/var/run/openvswitch/db.sock"
 
@@ -223,7 +223,7 @@ class OpenVSwitch(Source):
     def _absent(self) -> bool:
         """Whether nobody asked for it, and it never said a thing."""
         there = self._wanted or self._claims or not isinstance(self._endpoint, Path)
-        return not there and not Path(SYSTEM_SOCKET).exists()
+        return not there and not is_there(Path(SYSTEM_SOCKET))
 
     def _heed(self, rows: Rows, changes: list[Change]) -> None:
         for change in changes:

@@ -97,8 +97,8 @@ class Monitor(Generic[Change]):
                 self._reader, self._writer = await self._connect()
         except TimeoutError:
             raise InventoryError("does not answer") from None
-        except OSError as e:
-            raise InventoryError(f"cannot be reached: {e.strerror or e}") from e
+        except (OSError, UnicodeError) as e:  # the latter for what cannot be a host's name
+            raise InventoryError(f"cannot be reached: {getattr(e, 'strerror', None) or e}") from e
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -146,6 +146,7 @@ class Qemu(Source):
         self._all = self._all and not everybody
         fresh, self._fresh = self._fresh, set()
         due = {pid for pid, guest in self._guests.items() if everybody or guest.due <= now}
+        self._denied -= fresh | due
         if not (fresh or due):
             return
         held: dict[int, int] = {}
@@ -175,7 +176,6 @@ class Qemu(Source):
     def _read(self, pids: set[int], view: View) -> dict[int, Emulator | None]:
         """What is to be seen of processes; runs on another thread."""
         seen: dict[int, Emulator | None] = dict.fromkeys(pids)
-        self._denied -= pids
         for pid in pids:
             try:
                 seen[pid] = read(pid, view)

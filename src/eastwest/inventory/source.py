@@ -5,6 +5,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from eastwest.errors import InventoryError
 from eastwest.inventory.model import Claim
@@ -13,6 +14,14 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 15.0
+
+
+def is_there(socket: Path) -> bool:
+    """Whether a daemon may be asked there."""
+    try:
+        return socket.exists()
+    except OSError:
+        return True  # asking it says why it cannot be asked
 
 
 class Source(ABC):
