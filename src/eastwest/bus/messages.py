@@ -71,7 +71,7 @@ def ledger_subject(host: str) -> str:
     return f"eastwest.probe.{host}.ledger"
 
 
-class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """What a user, a rule or a source says of a workload. None: not said."""
 
     tenant: str | None = None
@@ -82,10 +82,15 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
     def over(self, other: "Facts") -> "Facts":
         """These, and where they say nothing, `other`'s."""
+        if other in (NOTHING_SAID, self):
+            return self
+        if self == NOTHING_SAID:
+            return other
         return Facts(**{f: getattr(self if getattr(self, f) is not None else other, f) for f in _FACTS})
 
 
 _FACTS = Facts.__struct_fields__
+NOTHING_SAID = Facts()
 
 
 LONGEST_FACT = 255

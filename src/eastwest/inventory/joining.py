@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from eastwest.bus.messages import Facts
+from eastwest.bus.messages import NOTHING_SAID
 from eastwest.inventory.model import Claim, Found
 
 _MADE_UP = ("port:", "qemu:")
@@ -79,7 +79,7 @@ def _handles(claim: Claim) -> list[Handle]:
 
 
 def _found(group: list[Claim]) -> Found:
-    first, facts = group[0], Facts()
+    first, facts = group[0], NOTHING_SAID
     for claim in reversed(group):
         facts = claim.facts.over(facts)
     cgroup = next((claim.cgroup for claim in group if claim.cgroup), "")

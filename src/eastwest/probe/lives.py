@@ -5,11 +5,13 @@ account given back) happens only once the journal has it.
 """
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from eastwest.labels.registry import Registry
 from eastwest.meter.accounts import AccountRow, Accounts
@@ -36,22 +38,33 @@ class Life:
     """When its cgroup was first found to be one that the inventory does not know (monotonic s); 0: never."""
 
 
-@dataclass
-class Tally:
+class Tally(msgspec.Struct, frozen=True):
     """Packets of one label: seen by a hook, and without flow detail by the place where that was lost."""
 
-    seen: int
-    lost: dict[str, int]
+    seen: int = 0
+    lost: dict[str, int] = msgspec.field(default_factory=dict)
 
-    def copy(self) -> "Tally":
-        return Tally(self.seen, dict(self.lost))
+    def __add__(self, other: "Tally") -> "Tally":
+        lost = Counter(self.lost) + Counter(other.lost) if other.lost else self.lost
+        return Tally(self.seen + other.seen, dict(lost))
 
-    def add(self, total: Any) -> None:
-        """Add one `TOTAL_ROW`."""
-        self.seen += int(total["ingress_packets"]) + int(total["egress_packets"])
-        for place in LOSSES:
-            if packets := int(total[f"{place}_packets"]):
-                self.lost[place] = self.lost.get(place, 0) + packets
+
+def _tallies(totals: NDArray[Any]) -> dict[int, Tally]:
+    """Sums of `TOTAL_ROW`s by label."""
+    labels, at = np.unique(totals["label"], return_inverse=True)
+
+    def sums(*fields: str) -> list[int]:
+        total = np.zeros(len(labels), np.uint64)
+        for one in fields:
+            np.add.at(total, at, totals[one])
+        return total.tolist()
+
+    tallies = [Tally(seen) for seen in sums("ingress_packets", "egress_packets")]
+    for place in LOSSES:
+        for tally, packets in zip(tallies, sums(f"{place}_packets"), strict=True):
+            if packets:
+                tally.lost[place] = packets
+    return dict(zip(labels.tolist(), tallies, strict=True))
 
 
 class Lives:
@@ -210,24 +223,20 @@ class Lives:
         """Give back accounts whose sources have been gone for two cuts. Raises StoreError."""
         closing = {account: life for account, life in self._open.items() if life.closing}
         ended = [account for account, life in closing.items() if life.closing == 1]
-        retired = {label: tally.copy() for label, tally in self._retired.items()}
         if not closing:
             return
+        retired = dict(self._retired)
         with self._journal.transaction():
             for life in closing.values():
                 if not life.row.decided:
                     # Its last chance passed with its source; rows that still wait go to label 0.
                     self._accounts.decide(life.row.account, 0)
                     self._keep(life, life.row._replace(decided=True))
-            totals = self._accounts.totals()
+            for label, tally in _tallies(self._accounts.totals()[ended]).items():
+                retired[label] = retired.get(label, Tally()) + tally
+                self._keep_retired(label, retired[label])
             for account in ended:
-                label = int(totals[account]["label"])
-                retired.setdefault(label, Tally(0, {})).add(totals[account])
                 self._journal.drop_account(account)
-            for label in {int(totals[account]["label"]) for account in ended}:
-                self._journal.keep_retired(
-                    label, retired[label].seen, msgspec.json.encode(retired[label].lost)
-                )
         self._retired = retired
         for life in closing.values():
             life.closing -= 1
@@ -242,10 +251,9 @@ class Lives:
 
     def ledger(self) -> dict[int, Tally]:
         """label → packets seen and lost in this boot, as of the last cut, accounts given back included."""
-        tallies = {label: tally.copy() for label, tally in self._retired.items()}
-        totals = self._accounts.totals()
-        for account in np.flatnonzero(self._accounts.table["open"]):
-            tallies.setdefault(int(totals[account]["label"]), Tally(0, {})).add(totals[account])
+        tallies = dict(self._retired)
+        for label, tally in _tallies(self._accounts.totals()[self._accounts.table["open"]]).items():
+            tallies[label] = tallies.get(label, Tally()) + tally
         return tallies
 
     def save_all(self) -> None:

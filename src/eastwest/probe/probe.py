@@ -58,7 +58,9 @@ log = logging.getLogger(__name__)
 
 _LABELS_LOW = 64
 _RETRY_SECONDS = 1.0
-_GATHER_SECONDS = 0.02
+_GATHER_SECONDS, _REST = 0.02, 3
+"""Changes are gathered for so many seconds, or so many times as long as the last ones took to be taken over:
+where there is very much, the rest of the probe has its turn."""
 
 
 class Probe:
@@ -304,12 +306,14 @@ class Probe:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            begun = time.monotonic()
             await self._inventory.resolve()
             try:
                 self._booking.reconcile(discover=False)
             except StoreError as e:
                 self._problem("journal", e)
-            await asyncio.sleep(_GATHER_SECONDS)  # the first change at once, those in its wake together
+            # The first change at once, those in its wake together.
+            await asyncio.sleep(max(_GATHER_SECONDS, _REST * (time.monotonic() - begun)))
 
     async def _lease_labels(self) -> None:
         while True:
