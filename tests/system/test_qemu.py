@@ -130,7 +130,7 @@ def test_user_mode_networking_is_the_vms_where_its_cgroup_is(netns: Path, cgroup
             stranger = subprocess.Popen(["sleep", "600"])
             try:
                 (own / "cgroup.procs").write_text(str(stranger.pid))
-                watched.source.links_changed()
+                watched.source.taps_changed()
                 found = await watched.become(lambda claims: not claims["qemu:nat"].sockets)
                 assert found["qemu:nat"].cgroup == ""
                 assert "systemd-run --scope" in (watched.source.problem or "")
@@ -138,7 +138,7 @@ def test_user_mode_networking_is_the_vms_where_its_cgroup_is(netns: Path, cgroup
             finally:
                 stranger.kill()
                 stranger.wait()
-            watched.source.links_changed()
+            watched.source.taps_changed()
             await watched.become(lambda claims: claims["qemu:nat"].sockets)
             assert watched.source.problem is None
 

@@ -153,6 +153,18 @@ def test_a_name_holds_while_only_the_kernel_speaks() -> None:
         assert (registry.workload(label).name, registry.workload(label).tenant) == (name, tenant)
 
 
+def test_facts_hold_as_long_as_somebody_has_not_spoken() -> None:
+    """Names do not: whoever is there gives one."""
+    registry = leased(Bucket(), Memory())
+    said = Found("vm:1", "vm", "web", facts=Facts(tenant="a"))
+    label = registry.label(said)
+    assert label == 1
+    less = Found("vm:1", "vm", "shop")
+    for complete, tenant in ((False, "a"), (True, "")):
+        registry.observe({"vm:1": Present(less)}, 1, complete)
+        assert (registry.workload(label).name, registry.workload(label).tenant) == ("shop", tenant)
+
+
 def test_history_outlives_memory() -> None:
     """Ports and addresses that were are kept as past; forgotten ones come back from disk with their label."""
     memory = Memory()

@@ -39,7 +39,9 @@ def says_and_fails(one: Scripted) -> None:
     raise InventoryError("it went away", "start it")
 
 
-def pauses_of(monkeypatch: pytest.MonkeyPatch, source_: Scripted) -> list[float]:
+def pauses_of(
+    monkeypatch: pytest.MonkeyPatch, source_: Scripted, changed: Callable[[], None] = lambda: None
+) -> list[float]:
     """Run a source to the end of its script; how long it paused between acts."""
     pauses: list[float] = []
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -51,7 +53,7 @@ def pauses_of(monkeypatch: pytest.MonkeyPatch, source_: Scripted) -> list[float]
     monkeypatch.setattr(source.asyncio, "sleep", brief)
 
     async def main() -> None:
-        task = asyncio.create_task(source_.run(lambda: None))
+        task = asyncio.create_task(source_.run(changed))
         async with asyncio.timeout(30):
             await source_.done.wait()
         task.cancel()
@@ -66,6 +68,14 @@ def test_one_that_answers_and_fails_is_asked_ever_less_often(monkeypatch: pytest
     assert pauses_of(monkeypatch, scripted) == [0.5, 1, 2, 4, 8, 15, 15]
     assert list(scripted.claims) == list(ONE.values())
     assert (scripted.away, scripted.problem) == (True, "scripted: it went away; start it")
+
+
+def test_going_and_coming_back_are_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an absent source said holds for less; what it says again, for all."""
+    scripted = Scripted(says_and_fails, says_and_fails, lambda one: one.says(ONE))
+    changes: list[bool] = []
+    pauses_of(monkeypatch, scripted, lambda: changes.append(scripted.away))
+    assert changes == [False, True, False, True, False]
 
 
 def test_what_is_not_installed_is_looked_for_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,12 +115,13 @@ class Cgroups:
         """Compare with the file system; right also where an event was missed. A cgroup's id is its inode."""
         before = set(self._paths)
         there = await asyncio.to_thread(self._walk)
-        for number in before - there.keys():
+        gone = before - there.keys() - self._removed.keys()
+        for number in gone:
             self._remove(number)
         fresh = there.keys() - self._paths.keys()
         for number in fresh:
             self._enter(number, there[number])
-        if fresh:
+        if fresh or gone:
             self._changed()
 
     def _walk(self) -> dict[int, str]:
@@ -152,6 +153,10 @@ class Cgroups:
     def path(self, cgroup: int) -> str | None:
         """Of a cgroup that is there, or was removed not long ago."""
         return self._paths.get(cgroup)
+
+    def by_path(self) -> dict[str, int]:
+        """Path → id of the cgroups that are there."""
+        return {path: number for path, number in self._by_path.items() if number not in self._removed}
 
     def at(self, paths: Iterable[str]) -> set[int]:
         """The cgroups that are at these paths now."""

@@ -8,8 +8,9 @@ away. Daemons add names and facts, and what the kernel cannot tell.
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from eastwest.bus.messages import Port
 from eastwest.inventory.cgroups import Cgroups
@@ -35,15 +36,20 @@ class Inventory:
         sources: Sequence[Source],
         changed: Callable[[], None],
     ) -> None:
-        self._changed = changed
-        self._links = Ports(scope, self._links_changed)
-        self._cgroups = Cgroups(mount, root, patterns, changed)
+        self._tell = changed
+        self._stale = True
+        self._links = Ports(scope, self._changed)
+        self._cgroups = Cgroups(mount, root, patterns, self._changed)
         self._sources = sources
         self._joined = Joined()
         self._ports: dict[int, HostPort] = {}
         self._claimed: dict[str, Found] = {}
         self._gone: dict[int, Found] = {}
         self._present: dict[str, Present] = {}
+        self._owners: dict[int, Found | None] = {}
+        self._taps: set[tuple[int, str, bool]] = set()
+        self._worlds: dict[Source, _World] = {}
+        self._kept: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
 
@@ -81,10 +87,9 @@ class Inventory:
             group.create_task(self._cgroups.watch(), name="cgroups")
             group.create_task(_first_failure(self._tasks), name="sources")
 
-    def _links_changed(self) -> None:
-        for source in self._sources:
-            source.links_changed()
-        self._changed()
+    def _changed(self) -> None:
+        self._stale = True
+        self._tell()
 
     async def resolve(self) -> None:
         """Look again at ports whose workload is not known."""
@@ -99,13 +104,14 @@ class Inventory:
     # -- whose is what -------------------------------------------------------------------------------------
 
     def join(self) -> None:
-        """Put together what is known now."""
+        """Put together what is known now, where anything changed since the last time."""
+        if not self._stale:
+            return
+        self._stale = False
+        if self.complete:
+            self._kept.clear()
         links = self._links.all()
-        alive = _Alive(links.values(), self._cgroups)
-        claims: dict[bool, list[Claim]] = {False: [], True: []}
-        for source in self._sources:
-            # Who is away may be behind: what it said last holds for what the kernel still has.
-            claims[source.hearsay] += (c for c in source.claims if not source.away or alive.has(c))
+        claims = self._claims_now(links.values())
         self._joined = join(vouched=claims[False], hearsay=claims[True])
         owners = self._joined.owners.items()
         self._claimed = {str(handle.key): found for handle, found in owners if handle.kind == "cgroup"}
@@ -113,6 +119,29 @@ class Inventory:
         gone = {link.serial: self._port(link) for link in self._links.gone()}
         self._gone = {serial: port.owner for serial, port in gone.items() if port and port.owner}
         self._present = self._find_present()
+        self._owners = {}
+        self._tell_of_taps(links.values())
+
+    def _tell_of_taps(self, links: Iterable[Link]) -> None:
+        """Veths come and go all the time, and nobody has to look at his VMs again for that."""
+        taps = {(link.serial, link.name, link.carrier) for link in links if link.kind == "tun"}
+        if taps != self._taps:
+            self._taps = taps
+            for source in self._sources:
+                source.taps_changed()
+
+    def _claims_now(self, links: Iterable[Link]) -> dict[bool, list[Claim]]:
+        """What holds of what the sources say, by whether it is hearsay."""
+        now = _World(links, self._cgroups)
+        claims: dict[bool, list[Claim]] = {False: [], True: []}
+        for source in self._sources:
+            if source.away:
+                then = self._worlds.get(source, now)
+                claims[source.hearsay] += (left for claim in source.claims if (left := now.left(claim, then)))
+            else:
+                self._worlds[source] = now
+                claims[source.hearsay] += source.claims
+        return claims
 
     def _port(self, link: Link) -> HostPort | None:
         joined, heard = self._joined, self._joined.hearsay.get(link.name)
@@ -121,9 +150,9 @@ class Inventory:
             owner = joined.owners.get(Handle("namespace", space.cookie)) or self._named(space.owner)
         elif owner is None and heard and heard.identity and link.nsid is None:
             owner = joined.workloads.get(heard.identity, heard)
-        if owner is None and link.nsid is None:
+        if owner is None and link.nsid is None and link.serial not in self._kept:
             return None
-        if owner and heard:
+        if owner and heard and heard is not owner:
             owner = replace(owner, facts=owner.facts.over(heard.facts))
         return HostPort(link.ifindex, link.name, link.mac, owner, link.serial)
 
@@ -132,7 +161,9 @@ class Inventory:
         if found is None:
             return None
         known = self._joined.workloads.get(found.identity)
-        return replace(known, cgroup=known.cgroup or found.cgroup) if known else found
+        if known is None or known.cgroup:
+            return known or found
+        return replace(known, cgroup=found.cgroup)
 
     def _find_present(self) -> dict[str, Present]:
         present = {identity: Present(found) for identity, found in self._joined.workloads.items()}
@@ -144,13 +175,30 @@ class Inventory:
             one = present.setdefault(port.owner.identity, Present(port.owner))
             one.ports.append(Port(port.name, port.ifindex, port.mac))
             # Where its ports are on several networks, the first one's is the workload's.
-            one.found = replace(one.found, facts=one.found.facts.over(port.owner.facts))
+            if (facts := one.found.facts.over(port.owner.facts)) != one.found.facts:
+                one.found = replace(one.found, facts=facts)
         return present
 
     @property
     def ports(self) -> dict[int, HostPort]:
         """ifindex → port of a workload, owner None where it is not known yet."""
         return self._ports
+
+    @property
+    def complete(self) -> bool:
+        """Whether every source that is there has spoken since the start."""
+        return not any(source.unheard for source in self._sources)
+
+    def keep(self, ifindex: int) -> HostPort | None:
+        """An interface that was a workload's port when the probe was started before.
+
+        It is one until all sources have spoken, though nobody claims it; None: they have, or it is gone.
+        """
+        link = self._links.all().get(ifindex)
+        if link is None or self.complete:
+            return None
+        self._kept.add(link.serial)
+        return self._ports.setdefault(ifindex, HostPort(ifindex, link.name, link.mac, None, link.serial))
 
     def gone_owner(self, serial: int | None) -> Found | None:
         """Whose a port was that went not long ago, by the interface's serial."""
@@ -181,6 +229,11 @@ class Inventory:
 
     def owner(self, cgroup: int) -> Found | None:
         """The nearest workload at or above a cgroup; None: there is none, or the cgroup is not known."""
+        if cgroup not in self._owners:
+            self._owners[cgroup] = self._find_owner(cgroup)
+        return self._owners[cgroup]
+
+    def _find_owner(self, cgroup: int) -> Found | None:
         found = self._cgroups.owner(cgroup)
         path = self._cgroups.path(cgroup) if self._claimed else None
         while path and not (found and path == found.cgroup):
@@ -190,23 +243,28 @@ class Inventory:
         return self._claimed.get(path or "") or self._named(found)
 
 
-class _Alive:
-    """What the kernel has of what sources claim."""
+class _World:
+    """What the kernel has at a moment, and by what it tells one thing from the next of the same name."""
 
     def __init__(self, links: Iterable[Link], cgroups: Cgroups) -> None:
-        self._devices, self._namespaces = set(), set()
+        self._devices, self._namespaces = dict[str, int](), set[int]()
         for link in links:
-            self._devices.add(link.name)
+            self._devices[link.name] = link.serial
             if link.namespace:
                 self._namespaces.add(link.namespace.cookie)
-        self._cgroups = cgroups
+        self._cgroups = cgroups.by_path()
 
-    def has(self, claim: Claim) -> bool:
-        return bool(
-            claim.devices & self._devices
-            or claim.netns in self._namespaces
-            or (claim.cgroup and self._cgroups.at({claim.cgroup}))
+    def left(self, claim: Claim, then: "_World") -> Claim | None:
+        """What still holds of a claim that was made `then`: names are given again."""
+        devices = (one for one in claim.devices if self._devices.get(one, 0) == then._devices.get(one))
+        number = self._cgroups.get(claim.cgroup, 0)
+        left = replace(
+            claim,
+            devices=frozenset(devices),
+            netns=claim.netns if claim.netns in self._namespaces else 0,
+            cgroup=claim.cgroup if number == then._cgroups.get(claim.cgroup) else "",
         )
+        return left if left.devices or left.netns or left.cgroup else None
 
 
 async def _first_failure(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -4,28 +4,28 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from eastwest.bus.messages import Facts, Port
+import msgspec
+
+from eastwest.bus.messages import NOTHING_SAID, Facts, Port
 
 Kind = Literal["container", "vm", "netns", "cgroup", "port"]
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, gc=False):
     """A workload as its sources know it. `identity` is the same whenever the workload comes back."""
 
     identity: str
     kind: Kind
     name: str
     cgroup: str = ""
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts = NOTHING_SAID
     """What its sources say of it; rules and users say over it."""
 
     nameless: bool = False
     """Only the kernel speaks of it: its name is part of its identity, what an engine said before holds."""
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """What one source says of one workload that is there now, and by what in the kernel it is known.
 
     Sources that speak of the same workload use the same identity where they can: `container:<64 hex digits>`,
@@ -36,7 +36,7 @@ class Claim:
     identity: str
     kind: Kind
     name: str
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts = NOTHING_SAID
     devices: frozenset[str] = frozenset()
     """Names of its interfaces on the host side (a VM's taps, a switch's ports)."""
 
@@ -51,8 +51,7 @@ class Claim:
     on the host's network and a VM with user-mode networking, not for the emulator of a VM with taps."""
 
 
-@dataclass(frozen=True)
-class HostPort:
+class HostPort(msgspec.Struct, frozen=True, gc=False):
     """The host's end of a workload's network interface; owner None: not known yet."""
 
     ifindex: int

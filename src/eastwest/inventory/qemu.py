@@ -70,8 +70,8 @@ class Qemu(Source):
         self._missed: Map | None = None
         self._missed_before = bytes(8)
 
-    def links_changed(self) -> None:
-        """A tap came, went or changed: somebody may hold it now."""
+    def taps_changed(self) -> None:
+        """Somebody else may hold one now."""
         self._all = True
         self._wake.set()
 

@@ -44,6 +44,9 @@ class Source(ABC):
         self.away = False
         """Whether its claims are what it said last, not what it says now."""
 
+        self.unheard = True
+        """Whether it may have something to say, and has not yet since the start."""
+
         self.answered = asyncio.Event()
         """Set once it has said all its claims, or is known to be silent."""
 
@@ -63,7 +66,8 @@ class Source(ABC):
             begun = time.monotonic()
             try:
                 await self._follow()
-                self._answer(False)
+                fresh, self.unheard = self.unheard, False
+                self._answer(fresh)
                 failed = False
             except InventoryError as e:
                 failed = True
@@ -74,8 +78,8 @@ class Source(ABC):
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def links_changed(self) -> None:  # noqa: B027 (most do not care)
-        """Interfaces came, went or changed: whoever holds them may be looked up again."""
+    def taps_changed(self) -> None:  # noqa: B027 (most do not care)
+        """Taps came, went or changed: whoever holds them may be looked up again."""
 
     @abstractmethod
     async def _follow(self) -> None:
@@ -89,15 +93,16 @@ class Source(ABC):
         if self.problem and not refused:
             log.info("%s: all is well again", self.name)
         self._name(refused)
-        self.away = False
-        fresh = claims != self._claims
+        fresh = self.away or self.unheard or claims != self._claims
+        self.away = self.unheard = False
         self._claims = claims
         self._answer(fresh)
 
     def _silent(self, problem: str) -> None:
         self._name(problem)
-        self.away = True
-        self._answer(False)
+        # What it said holds from now on only for what is still there.
+        fresh, self.away = not self.away and bool(self._claims), True
+        self._answer(fresh)
 
     def _name(self, problem: str | None) -> None:
         named = f"{self.name}: {problem}" if problem else None

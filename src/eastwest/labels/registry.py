@@ -86,6 +86,7 @@ class Registry:
         self._said: dict[int, Facts] = {}
         self._classes: dict[int, TrafficClass] = {}
         self._seen: dict[int, Mapping[str, str | int | list[str]]] = {}
+        self._observed: Mapping[str, Present] | None = None
         for data in memory.present_workloads():
             self._add(msgspec.json.decode(data, type=History))
 
@@ -93,6 +94,7 @@ class Registry:
         history.said = self._said.get(history.label, history.said)
         self._by_label[history.label] = self._by_identity[history.identity] = history
         self._changed.add(history.label)
+        self._observed = None
 
     def _find(self, identity: str) -> History | None:
         history = self._by_identity.get(identity)
@@ -153,12 +155,19 @@ class Registry:
 
     # -- what is known -------------------------------------------------------------------------------------
 
-    def observe(self, present: Mapping[str, Present], now: int) -> None:
-        """Take over which workloads are there, by identity, with which names, facts and ports."""
+    def observe(self, present: Mapping[str, Present], now: int, complete: bool = True) -> None:
+        """Take over which workloads are there, by identity, with which names, facts and ports.
+
+        Not `complete`: somebody has not spoken yet, and what was said of a workload before holds.
+
+        Nothing is to be done where it is the same object as last time, and nobody came back meanwhile.
+        """
+        if present is self._observed:
+            return
         for identity, history in self._by_identity.items():
             one = present.get(identity)
             ports = sorted(one.ports, key=lambda port: port.name) if one else []
-            renamed = one is not None and self._rename(history, one.found)
+            renamed = one is not None and self._rename(history, one.found, complete)
             if history.present == (one is not None) and history.ports == ports and not renamed:
                 continue
             names = {port.name for port in ports}
@@ -167,14 +176,15 @@ class Registry:
             history.past_ports = (past + gone)[-_PORTS_KEPT:]
             history.present, history.ports, history.last_seen = one is not None, ports, now
             self._keep(history)
+        self._observed = present
 
-    def _rename(self, history: History, found: Found) -> bool:
+    def _rename(self, history: History, found: Found, complete: bool) -> bool:
         """Take over what its sources call it by now; True where that is something else."""
         before = (history.kind, history.name, history.cgroup, history.facts)
-        if found.nameless:
-            history.facts = found.facts.over(history.facts)
-        else:
-            history.kind, history.name, history.facts = found.kind, found.name, found.facts
+        held = found.nameless or not complete
+        history.facts = found.facts.over(history.facts) if held else found.facts
+        if not found.nameless:
+            history.kind, history.name = found.kind, found.name
         history.cgroup = found.cgroup or history.cgroup
         return before != (history.kind, history.name, history.cgroup, history.facts)
 

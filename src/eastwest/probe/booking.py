@@ -48,7 +48,7 @@ class Booking:
                 self._close_port(ifindex)
 
     def _still_attached(self, ifindex: int, life: Life) -> bool:
-        port = self._inventory.ports.get(ifindex)
+        port = self._inventory.ports.get(ifindex) or self._inventory.keep(ifindex)
         if port is None or port.name != life.row.port:
             return False
         life.serial = port.serial
@@ -72,7 +72,7 @@ class Booking:
             if discover:
                 self._discover_cgroups()
             self._reconcile_cgroups()
-            self._registry.observe(self._inventory.present, time.time_ns())
+            self._registry.observe(self._inventory.present, time.time_ns(), self._inventory.complete)
         self._journal.undone = False
 
     # -- ports ---------------------------------------------------------------------------------------------
