@@ -1,5 +1,6 @@
 """Workloads that come and go faster than anybody looks: each counted for itself, and nothing left of them."""
 
+import asyncio
 import re
 import secrets
 import subprocess
@@ -7,6 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from eastwest.inventory import namespaces
+from eastwest.inventory.namespaces import Namespaces
+from eastwest.inventory.ports import Ports
 from eastwest.meter import pins
 from tests.conftest import Workload, quiet, run
 from tests.system.bus_server import RunningServer
@@ -142,3 +148,35 @@ def test_a_process_may_call_itself_whatever_it_likes(netns: Path, cgroup: Path, 
                     process.kill()
 
     with_server(tmp_path, test)
+
+
+def test_names_that_are_known_are_not_asked_for_again(netns: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of thousands, one more costs one more; a name that is given again is another namespace's."""
+    asked: list[Path] = []
+    real = Namespaces._nsid
+
+    async def asking(self: Namespaces, path: Path) -> int:
+        asked.append(path)
+        return await real(self, path)
+
+    monkeypatch.setattr(Namespaces, "_nsid", asking)
+    monkeypatch.setattr(namespaces, "_TELLING_NS", 0)
+
+    async def names(ports: Ports) -> set[str]:
+        asked.clear()
+        await ports.scan()
+        spaces = [one.namespace for one in ports.all().values() if one.namespace]
+        return {space.owner.name for space in spaces if space.owner}
+
+    async def test() -> None:
+        with Workload(netns) as one:
+            async with Ports(netns, lambda: None) as ports:
+                with Workload(netns) as two:
+                    assert await names(ports) == {one.name, two.name}
+                    assert two.netns in asked and one.netns not in asked
+                    one.down()
+                    with Workload(netns, one.name) as again:
+                        assert await names(ports) == {again.name, two.name}
+                        assert one.netns in asked
+
+    asyncio.run(test())

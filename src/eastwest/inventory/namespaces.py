@@ -25,6 +25,7 @@ _DOCKER = Path("/run/docker/netns")
 _ENGINE = re.compile(r"(netns|cni)-[0-9a-f]{8}-[0-9a-f-]{27}")
 """What podman and container network plug-ins call the namespaces that they make."""
 
+_TELLING_NS = 10**9
 _SETTLE_SECONDS = 2.0
 """An engine makes a namespace first and its container's process after: nobody knows whose it is till then."""
 
@@ -43,6 +44,9 @@ class Namespaces:
     def __init__(self, netlink: AsyncIPRoute) -> None:
         self._netlink = netlink
         self._paths: dict[int, Path] = {}
+        self._asked: dict[Path, tuple[int, int, int]] = {}
+        """Path → the scope's number for a namespace, and what tells it from the next of that name."""
+
         self._first_seen: dict[int, float] = {}
 
     async def look(self, nsid: int) -> Namespace | None:
@@ -63,15 +67,29 @@ class Namespaces:
 
     async def _path(self, nsid: int) -> Path | None:
         path = self._paths.get(nsid)
-        if path is None or await self._nsid(path) != nsid:
-            self._paths = {await self._nsid(path): path for path in _named_namespaces()}
-            path = self._paths.get(nsid)
-        if path is None:
-            for path in _process_namespaces():
-                if await self._nsid(path) == nsid:
-                    return path
-            return None
-        return path
+        if path is not None and await self._nsid(path) == nsid:
+            return path
+        await self._read_names()
+        if (path := self._paths.get(nsid)) is not None:
+            return path
+        for path in _process_namespaces():
+            if await self._nsid(path) == nsid:
+                return path
+        return None
+
+    async def _read_names(self) -> None:
+        """Ask only for what is new: where there are thousands, one comes every moment."""
+        asked: dict[Path, tuple[int, int, int]] = {}
+        for path in _named_namespaces():
+            before, born = self._asked.get(path), _born(path)
+            if before is None or before[1:] != born:
+                asked[path] = await self._nsid(path), *born
+            else:
+                asked[path] = before
+        self._paths = {nsid: path for path, (nsid, *_) in asked.items() if nsid != -1}
+        # One without a number may get one; one of the last ticks of the clock is not told from the next.
+        old = time.time_ns() - _TELLING_NS
+        self._asked = {path: one for path, one in asked.items() if one[0] != -1 and one[2] < old}
 
     async def _nsid(self, path: Path) -> int:
         """The scope's number for a namespace, -1 where it has none or the namespace is gone."""
@@ -135,6 +153,15 @@ def _inode(path: Path) -> int:
         return path.stat().st_ino
     except OSError:
         return 0
+
+
+def _born(path: Path) -> tuple[int, int]:
+    """Inode, which is soon given again, and when the namespace got it, ns; 0: it is gone."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_ino, stat.st_ctime_ns
 
 
 def _namespace_of(pid: int) -> Path:
