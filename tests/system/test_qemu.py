@@ -164,6 +164,19 @@ def test_threads_in_cgroups_of_their_own_are_the_emulators(netns: Path, cgroup: 
         watch(netns, cgroup, test)
 
 
+def test_an_emulator_in_a_container_claims_no_sockets(netns: Path, cgroup: Path) -> None:
+    """Else whoever may run programs in a container could give its traffic to a VM of any name."""
+    container = place(cgroup, f"libpod-{secrets.token_hex(32)}.scope")
+
+    async def test(watched: Watched) -> None:
+        with Emulator(netns, *EMPTY, "-nic", "user", "-name", "nat", cgroup=place(container, "inner")):
+            found = await watched.become(lambda claims: "qemu:nat" in claims)
+            assert (found["qemu:nat"].cgroup, found["qemu:nat"].sockets) == ("", False)
+            assert watched.source.problem is None
+
+    watch(netns, cgroup, test)
+
+
 def test_an_emulator_in_the_scopes_root_claims_no_sockets(netns: Path, cgroup: Path) -> None:
     """Whatever else is started there would be taken for the VM."""
 

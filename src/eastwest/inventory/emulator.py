@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from eastwest.inventory.containers import container_of
 from eastwest.inventory.facts import LONGEST_WORD
 from eastwest.inventory.model import readable
 from eastwest.inventory.processes import birth, cgroup_of, pids
@@ -177,6 +178,8 @@ def _cgroup(pid: int, view: View) -> tuple[str, str]:
     path = cgroup_of(pid)
     if path is None or view.scope.below(path) is None:
         return "", ""
+    if container_of(path):
+        return "", ""  # what runs in a container is the container's, whatever it calls itself
     own = _domain(view.mount / path.lstrip("/"))
     cgroup = view.scope.below("/" + str(own.relative_to(view.mount)).strip("."))
     if cgroup in (None, "/"):
