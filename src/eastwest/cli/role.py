@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -17,6 +18,9 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def run(role: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a role until it ends, or until SIGTERM or SIGINT, on which it is cancelled and cleans up."""
     os.umask(_UMASK)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # One for each VM, or each connection: the customary 1,024 are for programs that use select().
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=_FORMAT)
     # Every request of every poll is not news.
     for chatty in ("httpx", "httpcore", "uvicorn.access"):
