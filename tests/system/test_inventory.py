@@ -5,6 +5,8 @@ import re
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,18 @@ time.sleep(600)
 """
 
 
+@contextmanager
+def in_container(scope: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a container's cgroup, alone in a namespace, that calls itself by a hostile name."""
+    command = [sys.executable, "-c", HOSTILE_NAME, str(scope)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == b"ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
 def test_a_process_may_call_itself_whatever_it_likes(netns: Path, cgroup: Path, tmp_path: Path) -> None:
     """Bytes that are no text, a parenthesis, a line's end: its namespace is its container's all the same."""
     number = secrets.token_hex(32)
@@ -137,15 +151,10 @@ def test_a_process_may_call_itself_whatever_it_likes(netns: Path, cgroup: Path, 
 
     async def test(server: RunningServer, state: Path) -> None:
         async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
-            command = [sys.executable, "-c", HOSTILE_NAME, str(scope)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-                try:
-                    assert process.stdout and process.stdout.readline() == b"ready\n"
-                    link = ("ip", "-n", netns.name, "link", "add", "p0", "type", "veth", "peer", "eth0")
-                    run(*link, "netns", str(process.pid))
-                    await holds(lambda: ports_of(h.probe, number[:12]) == ["p0"])
-                finally:
-                    process.kill()
+            with in_container(scope) as process:
+                link = ("ip", "-n", netns.name, "link", "add", "p0", "type", "veth", "peer", "eth0")
+                run(*link, "netns", str(process.pid))
+                await holds(lambda: ports_of(h.probe, number[:12]) == ["p0"])
 
     with_server(tmp_path, test)
 
@@ -180,3 +189,26 @@ def test_names_that_are_known_are_not_asked_for_again(netns: Path, monkeypatch: 
                         assert one.netns in asked
 
     asyncio.run(test())
+
+
+def test_the_next_namespace_of_an_inode_is_not_the_last_containers(
+    netns: Path, cgroup: Path, tmp_path: Path
+) -> None:
+    """The kernel gives an inode to the next one at once; what was read before does not hold."""
+    numbers = [secrets.token_hex(32) for _ in range(3)]
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            for number in numbers:
+                scope = cgroup / f"libpod-{number}.scope"
+                scope.mkdir()
+                with in_container(scope) as process:
+                    link = ("ip", "-n", netns.name, "link", "add", "p0", "type", "veth", "peer", "eth0")
+                    run(*link, "netns", str(process.pid))
+                    await holds(lambda number=number: ports_of(h.probe, number[:12]) == ["p0"])
+                await holds(lambda: not h.probe.ports())
+            assert {w.name for w in h.probe.workloads() if w.ports or w.past_ports} == {
+                n[:12] for n in numbers
+            }
+
+    with_server(tmp_path, test)

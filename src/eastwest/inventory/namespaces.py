@@ -7,7 +7,7 @@ removed it.
 import os
 import re
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from eastwest.errors import KernelError
-from eastwest.inventory.containers import container_of
 from eastwest.inventory.model import Found, readable
-from eastwest.inventory.processes import birth, cgroup_of, pids
+from eastwest.inventory.processes import inode_of, network_of, pids
+from eastwest.inventory.residents import Residents
 from eastwest.kernel.netns import cookie, host_boot
 
 _NAMED = Path("/run/netns")
@@ -47,6 +47,7 @@ class Namespaces:
         self._asked: dict[Path, tuple[int, int, int]] = {}
         """Path → the scope's number for a namespace, and what tells it from the next of that name."""
 
+        self._residents = Residents()
         self._first_seen: dict[int, float] = {}
 
     async def look(self, nsid: int) -> Namespace | None:
@@ -59,7 +60,7 @@ class Namespaces:
         except KernelError:
             return None  # its last process has just ended
         first = self._first_seen.setdefault(number, time.monotonic())
-        return Namespace(number, _owner(path, number, time.monotonic() - first > _SETTLE_SECONDS))
+        return Namespace(number, await self._owner(path, number, first + _SETTLE_SECONDS))
 
     def forget(self, there: set[int]) -> None:
         """Keep nothing of namespaces but of these, by cookie."""
@@ -105,26 +106,25 @@ class Namespaces:
             os.close(descriptor)
         return -1 if answer["nsid"] in (None, 0xFFFFFFFF) else int(answer["nsid"])
 
+    async def _owner(self, path: Path, number: int, settles_at: float) -> Found | None:
+        """Whose a namespace is, as far as the kernel can tell.
 
-def _owner(path: Path, number: int, settled: bool) -> Found | None:
-    """Whose a namespace is, as far as the kernel can tell.
-
-    One that a person named is theirs. An unnamed one goes by its cookie, which is never given twice in one
-    boot of the host; inodes are, at once. The host's own is no workload.
-    """
-    inode = _inode(path)
-    if path.parent == _NAMED and not _ENGINE.fullmatch(path.name):
-        return _named(path)
-    if inode == _inode(Path("/proc/1/ns/net")):
-        return None
-    if container := _container_in(inode):
-        return container
-    if not settled:
-        return None
-    if path.parent == _NAMED:
-        return _named(path)
-    name = f"netns-{number}"
-    return Found(f"netns:{host_boot()}:{name}", "netns", name)
+        One that a person named is theirs. An unnamed one goes by its cookie, which is never given twice in
+        one boot of the host; inodes are, at once. The host's own is no workload.
+        """
+        inode = inode_of(path)
+        if path.parent == _NAMED and not _ENGINE.fullmatch(path.name):
+            return _named(path)
+        if inode == inode_of(network_of(1)):
+            return None
+        if container := await self._residents.container(inode):
+            return Found(f"container:{container}", "container", container[:12], nameless=True)
+        if self._residents.read_at < settles_at:
+            return None
+        if path.parent == _NAMED:
+            return _named(path)
+        name = f"netns-{number}"
+        return Found(f"netns:{host_boot()}:{name}", "netns", name)
 
 
 def _named(path: Path) -> Found:
@@ -132,27 +132,12 @@ def _named(path: Path) -> Found:
     return Found(f"netns:{name}", "netns", name)
 
 
-def _container_in(inode: int) -> Found | None:
-    """The container whose process was first in a namespace: a pod's members come after its own."""
-    first: tuple[int, str] | None = None
-    for pid in pids():
-        if _inode(_namespace_of(pid)) != inode or not (cgroup := cgroup_of(pid)):
-            continue
-        container, born = container_of(cgroup), birth(pid)
-        if container and born and (first is None or born.started < first[0]):
-            first = born.started, container
-    return Found(f"container:{first[1]}", "container", first[1][:12], nameless=True) if first else None
-
-
 def _named_namespaces() -> list[Path]:
-    return [path for place in (_DOCKER, _NAMED) if place.is_dir() for path in place.iterdir()]
-
-
-def _inode(path: Path) -> int:
-    try:
-        return path.stat().st_ino
-    except OSError:
-        return 0
+    names = []
+    for place in (_DOCKER, _NAMED):
+        with suppress(OSError):  # it is not there, or closed to this user
+            names += list(place.iterdir())
+    return names
 
 
 def _born(path: Path) -> tuple[int, int]:
@@ -164,15 +149,7 @@ def _born(path: Path) -> tuple[int, int]:
     return stat.st_ino, stat.st_ctime_ns
 
 
-def _namespace_of(pid: int) -> Path:
-    return Path(f"/proc/{pid}/ns/net")
-
-
-def _process_namespaces() -> Iterator[Path]:
+def _process_namespaces() -> list[Path]:
     """One path for each network namespace that a process is in."""
-    seen = set()
-    for path in map(_namespace_of, pids()):
-        inode = _inode(path)
-        if inode and inode not in seen:
-            seen.add(inode)
-            yield path
+    paths = {inode_of(path): path for path in map(network_of, pids())}
+    return [path for inode, path in paths.items() if inode]

@@ -37,3 +37,16 @@ def cgroup_of(pid: int) -> str | None:
     except OSError:
         return None
     return next((os.fsdecode(line[3:]) for line in lines if line.startswith(b"0::")), None)
+
+
+def network_of(pid: int) -> Path:
+    """What stands for a process's network namespace."""
+    return Path(f"/proc/{pid}/ns/net")
+
+
+def inode_of(path: Path) -> int:
+    """Of a namespace; 0: it is gone."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
