@@ -5,6 +5,7 @@ import re
 import secrets
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +24,11 @@ from tests.system.test_probe import harness, holds, with_server
 CHURN = 200
 
 
-def held(state: Path) -> tuple[list[str], list[Path]]:
-    """What this process has open, and what is pinned."""
+def held(state: Path) -> Counter[str]:
+    """How often this process has what open, and what is pinned."""
     open_now = [one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
     kinds = [re.sub(r"\d+", "N", str(one)) for one in open_now]
-    return sorted(kinds), sorted(pins.directory(state).iterdir())
+    return Counter([*kinds, *map(str, pins.directory(state).iterdir())])
 
 
 def test_200_namespaces_come_and_go_within_a_minute(netns: Path, cgroup: Path, tmp_path: Path) -> None:
@@ -50,7 +51,8 @@ def test_200_namespaces_come_and_go_within_a_minute(netns: Path, cgroup: Path, t
             assert len(set(labels.values())) == CHURN
             await h.becomes({labels[name]: count for name, count in sent.items()}, seconds=40)
             assert not any(w.present for w in h.probe.workloads() if w.kind == "netns")
-            assert held(state) == before
+            # Something may just be open for a moment, on a thread.
+            await holds(lambda: not held(state) - before)
 
     with_server(tmp_path, test)
 

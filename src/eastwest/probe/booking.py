@@ -179,5 +179,6 @@ class Booking:
                 self.problem = (
                     "no account is left for a workload that became known; set a larger [probe] accounts"
                 )
-        elif label is not None:
+        else:
+            # Also where nobody claims it for the moment: what users say of its label holds.
             self._lives.tell_kernel(life)
