@@ -64,7 +64,7 @@ static __always_inline int up_to(struct __sk_buff *skb, const enum part part)
 	a = bpf_map_lookup_elem(&accounts, &index);
 	if (!a)
 		return -1;
-	count_account(a, &p, packets, bytes);
+	count_account(a, runs_alone(HOOK_PORT), &p, packets, bytes);
 	if (part == ACCOUNT)
 		return -1;
 	now = bpf_ktime_get_coarse_ns();

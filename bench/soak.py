@@ -153,10 +153,12 @@ def _anonymous(pid: int) -> int:
 
 
 def _megabytes(directory: Path) -> float:
+    """On disk; files come and go meanwhile."""
     total = 0
-    for file in directory.rglob("*"):
-        with suppress(OSError):
-            total += file.stat().st_blocks * 512
+    for where, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                total += (Path(where) / name).stat().st_blocks * 512
     return total / 1e6
 
 

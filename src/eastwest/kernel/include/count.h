@@ -2,54 +2,72 @@
 /*
  * Counting one packet, and what becomes of it. Whichever program does it, the numbers are the same.
  *
- * Counters are atomic, those per CPU as well: cgroup egress runs in process context, where a softirq program
- * may interrupt it between load and store.
+ * What all CPUs share is added to atomically. So is what a cgroup's programs count on one CPU: egress runs in
+ * process context, where a softirq program may interrupt it between load and store. Ports' programs are not
+ * interrupted by one another: the kernel runs them with softirqs disabled. Theirs are plain additions, also in
+ * account 0, which both kinds write: an atomic one is a single step to whatever interrupts it, and a plain one is
+ * interrupted by none of the cgroups' programs. Where a kernel is preemptible even there, they are atomic as well.
  */
 #ifndef EASTWEST_COUNT_H
 #define EASTWEST_COUNT_H
 
+#include <bpf/bpf_core_read.h>
+
 #include "suspect.h"
 
 #define add(counter, n) __sync_fetch_and_add(&(counter), (n))
+#define add_on_cpu(alone, counter, n) ((alone) ? (void)((counter) += (n)) : (void)add(counter, n))
 
-static __always_inline void count_account(struct account *a, const struct packet *p, __u64 packets, __u64 bytes)
+/* Only kernels with PREEMPT_RT have it (kernel/softirq.c); some of them run two with softirqs disabled at a time. */
+struct softirq_ctrl {
+	int cnt;
+} __attribute__((preserve_access_index));
+
+static __always_inline bool runs_alone(__u32 hook)
+{
+	return hook == HOOK_PORT && !bpf_core_type_exists(struct softirq_ctrl);
+}
+
+static __always_inline void count_account(struct account *a, bool alone, const struct packet *p, __u64 packets,
+					  __u64 bytes)
 {
 	bool suspect = p->key.class == CLASS_SUSPECT;
 
 	if (p->key.direction == DIRECTION_INGRESS) {
-		add(a->ingress_packets, packets);
-		add(a->ingress_bytes, bytes);
+		add_on_cpu(alone, a->ingress_packets, packets);
+		add_on_cpu(alone, a->ingress_bytes, bytes);
 		if (suspect) {
-			add(a->suspect_ingress_packets, packets);
-			add(a->suspect_ingress_bytes, bytes);
+			add_on_cpu(alone, a->suspect_ingress_packets, packets);
+			add_on_cpu(alone, a->suspect_ingress_bytes, bytes);
 		}
 	} else {
-		add(a->egress_packets, packets);
-		add(a->egress_bytes, bytes);
+		add_on_cpu(alone, a->egress_packets, packets);
+		add_on_cpu(alone, a->egress_bytes, bytes);
 		if (suspect) {
-			add(a->suspect_egress_packets, packets);
-			add(a->suspect_egress_bytes, bytes);
+			add_on_cpu(alone, a->suspect_egress_packets, packets);
+			add_on_cpu(alone, a->suspect_egress_bytes, bytes);
 		}
 	}
 	if (p->dropped) {
-		add(a->enforced_packets, packets);
-		add(a->enforced_bytes, bytes);
+		add_on_cpu(alone, a->enforced_packets, packets);
+		add_on_cpu(alone, a->enforced_bytes, bytes);
 	}
 }
 
 static __always_inline void count_hook(__u32 hook, __u32 half, __u8 direction, __u64 packets, __u64 bytes)
 {
+	const bool alone = runs_alone(hook);
 	__u32 index = hook * 2 + half;
 	struct hook_count *h = bpf_map_lookup_elem(&hooks, &index);
 
 	if (!h)
 		return;
 	if (direction == DIRECTION_INGRESS) {
-		add(h->ingress_packets, packets);
-		add(h->ingress_bytes, bytes);
+		add_on_cpu(alone, h->ingress_packets, packets);
+		add_on_cpu(alone, h->ingress_bytes, bytes);
 	} else {
-		add(h->egress_packets, packets);
-		add(h->egress_bytes, bytes);
+		add_on_cpu(alone, h->egress_packets, packets);
+		add_on_cpu(alone, h->egress_bytes, bytes);
 	}
 }
 
@@ -141,7 +159,7 @@ static __always_inline bool count(context *ctx, __u32 hook, const struct source 
 	a = bpf_map_lookup_elem(&accounts, &index);
 	if (!a)
 		return p->dropped;
-	count_account(a, p, packets, bytes);
+	count_account(a, runs_alone(hook), p, packets, bytes);
 	if (!count_flow(half, flow, p, packets, bytes)) {
 		add(a->flow_map_full_packets, packets);
 		add(a->flow_map_full_bytes, bytes);
