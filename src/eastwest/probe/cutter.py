@@ -198,6 +198,11 @@ def _read_held(journal: Journal) -> Held:
     return Held(rows, np.frombuffer(blobs[1], np.uint32).copy())
 
 
+def next_due(due: float, now: float, interval: float) -> float:
+    """When the next cut is due, after one that was due at `due` or came early."""
+    return min(max(due + interval, now), now + interval)
+
+
 def close_boot(journal: Journal, host: str, boot: int) -> None:
     """The kernel's counters of a boot are gone: what was still held goes out under label 0."""
     held = _read_held(journal)

@@ -45,7 +45,7 @@ from eastwest.meter.suspects import SuspectMaps
 from eastwest.probe.booking import Booking
 from eastwest.probe.config import ProbeConfig, SuspectConfig
 from eastwest.probe.cost import CostMeter
-from eastwest.probe.cutter import Cutter, close_boot
+from eastwest.probe.cutter import Cutter, close_boot, next_due
 from eastwest.probe.enforcement import Enforcement
 from eastwest.probe.evidence import EvidenceReader
 from eastwest.probe.journal import Journal
@@ -265,7 +265,7 @@ class Probe:
         """One cut an interval, and one more at the end so that a clean stop leaves little behind."""
         due = time.monotonic()
         while True:
-            due = max(due + self._config.interval_seconds, time.monotonic())
+            due = next_due(due, time.monotonic(), self._config.interval_seconds)
             try:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(max(due - time.monotonic(), 0)):
