@@ -143,6 +143,10 @@ def test_bucket_compare_and_set(tmp_path: Path) -> None:
                 assert not await first.create_or_update("next", b"129", revision)
                 found = await first.get("next")
                 assert found is not None and found[0] == b"65"
+                assert not await first.delete("next", revision)
+                assert await second.get("next") == found
+                assert await first.delete("next", found[1])
+                assert await second.get("next") is None
 
     asyncio.run(scenario())
 

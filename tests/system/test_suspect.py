@@ -8,8 +8,16 @@ import msgspec
 import pytest
 
 from eastwest.bus.client import Bus
-from eastwest.bus.messages import SUSPECT_BUCKET, Evidence, SuspectAnswer, SuspectEntry, suspect_subject
+from eastwest.bus.messages import (
+    SUSPECT_BUCKET,
+    Evidence,
+    SuspectAnswer,
+    SuspectEntry,
+    SuspectOrder,
+    suspect_subject,
+)
 from eastwest.errors import BusError, NotFoundError, RefusedError
+from eastwest.labels.suspect import parse
 from eastwest.manager.orders import Orders
 from eastwest.meter.rows import TOTAL_ROW
 from eastwest.probe.config import SuspectConfig
@@ -97,9 +105,25 @@ def test_an_entry_ends_when_its_time_is_over(netns: Path, cgroup: Path, tmp_path
     with_orders(tmp_path, test)
 
 
-async def _is_empty(bus: Bus, what: str) -> bool:
-    from eastwest.labels.suspect import parse
+def test_an_entry_that_is_renewed_as_it_expires_stays(tmp_path: Path) -> None:
+    """Another server's user renews it: the manager that knows only the old one deletes nothing."""
 
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        old = SuspectOrder("10.0.0.0/8", "", 1, 2)
+        name = parse(old.what).name
+        renewed = msgspec.json.encode(SuspectOrder(old.what, "renewed", 3, 0))
+        bucket = bus.bucket(SUSPECT_BUCKET)
+        await bucket.put(name, renewed)
+        await until(lambda: _says(bool(orders.suspects)), 30)
+        await orders._drop(name, old)
+        found = await bucket.get(name)
+        assert found is not None and found[0] == renewed
+        assert [order.why for order in orders.suspects] == ["renewed"]
+
+    with_orders(tmp_path, test)
+
+
+async def _is_empty(bus: Bus, what: str) -> bool:
     return await bus.bucket(SUSPECT_BUCKET).get(parse(what).name) is None
 
 

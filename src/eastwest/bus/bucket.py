@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _HEARTBEAT_SECONDS = 2.0
 _RETRY_SECONDS = 0.5
 _BUCKET_MAX_BYTES = 64 << 20
+_WRONG_REVISION = (10071, 10164)
+"""What a server answers to a write against an older revision (JSStreamWrongLastSequence…)."""
 
 
 class Bucket:
@@ -54,13 +56,22 @@ class Bucket:
 
         await self._bus.call(f"write {key} of {self._name}", write)
 
-    async def delete(self, key: str) -> None:
-        """Remove the key; watchers see None. Raises BusError."""
+    async def delete(self, key: str, revision: int | None = None) -> bool:
+        """Remove the key (only if its revision still is `revision`, where that is given); watchers see None.
 
-        async def remove(client: Client) -> None:
-            await (await self._open(client)).delete(key)
+        False: somebody else was first. Raises BusError, after which either may be true.
+        """
 
-        await self._bus.call(f"delete {key} of {self._name}", remove)
+        async def remove(client: Client) -> bool:
+            try:
+                await (await self._open(client)).delete(key, last=revision)
+            except nats.js.errors.APIError as error:
+                if error.err_code not in _WRONG_REVISION:
+                    raise
+                return False
+            return True
+
+        return await self._bus.call(f"delete {key} of {self._name}", remove)
 
     async def create_or_update(self, key: str, value: bytes, revision: int | None) -> bool:
         """Set the value only if its revision still is `revision` (None: only if there is none).

@@ -158,14 +158,20 @@ class Orders:
             now = time.time_ns()
             for name, order in list(self._suspects.items()):
                 if 0 < order.expires <= now:
-                    await self._drop(name)
+                    await self._drop(name, order)
 
-    async def _drop(self, name: str) -> None:
+    async def _drop(self, name: str, order: SuspectOrder) -> None:
+        """Delete an entry that expired; not one that a user renews just now."""
+        bucket = self._bus.bucket(SUSPECT_BUCKET)
         try:
-            await self._bus.bucket(SUSPECT_BUCKET).delete(name)
-            self._suspects.pop(name, None)
+            found = await bucket.get(name)
+            if found and found[0] == msgspec.json.encode(order):
+                await bucket.delete(name, found[1])
         except BusError as error:
             log.debug("an expired entry stays: %s", error)
+            return
+        if self._suspects.get(name) is order:
+            del self._suspects[name]
 
 
 def _selector(text: str) -> tuple[str, str]:
