@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
 KERNEL := src/eastwest/kernel
 
-PACKAGES := clang llvm gcc libc6-dev libbpf-dev libelf-dev zlib1g-dev bpftool python3-venv python3-dev \
+PACKAGES := clang llvm gcc libc6-dev libbpf-dev libelf-dev libpcap-dev zlib1g-dev bpftool python3-venv python3-dev \
             iproute2 ethtool util-linux procps openvswitch-switch libvirt-dev pkg-config
 VM_PACKAGES := qemu-system-x86 busybox-static cpio
 # Collectors that read what is exported.
 COLLECTORS := nfdump pmacct tshark
 # Sources of workloads that the tests run for real.
-TEST_PACKAGES := podman runc netavark conmon iptables libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES) $(COLLECTORS)
+TEST_PACKAGES := netbase podman runc netavark conmon iptables libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES) $(COLLECTORS)
 
 # Peers that the bench runs beside eastwest.
 BENCH_PACKAGES := tcpdump softflowd pmacct argus-server argus-client
@@ -27,7 +27,7 @@ test: setup lint $(VENV)/.test-packages
 # The kernel tests on Debian 12's own kernel (6.1: no TCX, no namespace cookie), in QEMU without KVM; there all is
 # some twenty times slower, so the two that repeat a thing most are left out.
 test-kernel-6.1: setup
-	$(call install,$(VM_PACKAGES))
+	$(call install,netbase $(VM_PACKAGES))
 	$(BIN)/python -m tests.vm.run $(VENV)/vm tests/kernel -k '"not 10000 and not million"'
 
 # Roles killed at random moments under traffic, twenty seeds (`make test` runs two).
@@ -85,7 +85,7 @@ $(SETUP): requirements-dev.lock pyproject.toml $(VENV)/.packages
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(KERNEL)/.built: $(SETUP) setup.py $(KERNEL)/_libbpf_build.py $(wildcard $(KERNEL)/*.bpf.c $(KERNEL)/include/*.h)
+$(KERNEL)/.built: $(SETUP) setup.py $(wildcard $(KERNEL)/_*_build.py) $(wildcard $(KERNEL)/*.bpf.c $(KERNEL)/include/*.h tests/*/*.bpf.c)
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 

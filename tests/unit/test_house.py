@@ -16,7 +16,7 @@ SQL = re.compile(
 OWN_SQL = {"probe/journal.py"}
 """The probe's own notes, in a file that nobody else opens: not the store's tables."""
 
-C_MODULES = {"cffi", "ctypes", "eastwest.kernel._libbpf"}
+C_MODULES = {"cffi", "ctypes", "eastwest.kernel._libbpf", "eastwest.kernel._libpcap"}
 COMPONENTS = {"Bus", "Store", "Collector", "Manager", "Probe", "Metrics", "Exporter", "Watcher"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 

@@ -29,8 +29,9 @@ int bpf_map__set_initial_value(struct bpf_map *map, const void *data, size_t siz
 int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
 int libbpf_num_possible_cpus(void);
 struct bpf_insn { __u8 code; ...; };
+struct bpf_prog_load_opts { size_t sz; __u32 log_level; __u32 log_size; char *log_buf; ...; };
 int bpf_prog_load(int prog_type, const char *prog_name, const char *license, const struct bpf_insn *insns,
-                  size_t insn_cnt, const void *opts);
+                  size_t insn_cnt, const struct bpf_prog_load_opts *opts);
 
 /* maps by descriptor */
 int bpf_map_update_elem(int fd, const void *key, const void *value, __u64 flags);
@@ -62,7 +63,8 @@ int bpf_tc_hook_create(struct bpf_tc_hook *hook);
 int bpf_tc_attach(const struct bpf_tc_hook *hook, struct bpf_tc_opts *opts);
 int bpf_tc_detach(const struct bpf_tc_hook *hook, const struct bpf_tc_opts *opts);
 
-struct __sk_buff { __u32 ifindex; __u32 gso_segs; __u32 gso_size; ...; };
+struct __sk_buff { __u32 len; __u32 mark; __u32 vlan_present; __u32 vlan_tci; __u32 ifindex; __u32 cb[5];
+    __u32 data; __u32 data_end; __u32 gso_segs; __u32 gso_size; ...; };
 struct bpf_test_run_opts { size_t sz; const void *data_in; void *data_out; __u32 data_size_in;
     __u32 data_size_out; const void *ctx_in; void *ctx_out; __u32 ctx_size_in; __u32 ctx_size_out;
     __u32 retval; int repeat; __u32 duration; __u32 flags; ...; };
@@ -93,6 +95,7 @@ struct btf_enum *east_btf_enum(const struct btf_type *t);
 
 /* the host */
 int setns(int fd, int nstype);
+int unshare(int flags);
 int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
 int umount2(const char *target, int flags);
 #define M_TRIM_THRESHOLD ...
