@@ -109,6 +109,8 @@ def build(workdir: Path, modules: Path, arguments: list[str]) -> Path:
     for pattern in PACKAGES:
         for package in Path(site.getsitepackages()[0]).glob(pattern):
             copy(package, root, f"packages/{package.name}")
+    for names in ("services", "protocols"):
+        copy(Path("/etc") / names, root)
     copy(ROOT / "src", root, "repo/src")
     shutil.copytree(ROOT / "tests", root / "repo/tests", ignore=shutil.ignore_patterns("__pycache__", "vm"))
     shutil.copy(ROOT / "pyproject.toml", root / "repo")

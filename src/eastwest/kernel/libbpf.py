@@ -15,8 +15,10 @@ Array = NDArray[Any]
 
 BPF_ANY, BPF_NOEXIST = 0, 1
 ENOENT, E2BIG, EPERM, EINVAL, ENOSPC = 2, 7, 1, 22, 28
+SCHED_CLS, CGROUP_SKB = 3, 8  # enum bpf_prog_type
 _PER_CPU_TYPES = frozenset({5, 6, 10, 21})  # enum bpf_map_type: the PERCPU_* ones
 _log = ffi.new("char[65536]")
+_VERIFIER_LOG = 1 << 20
 
 
 def possible_cpus() -> int:
@@ -37,6 +39,30 @@ def checked(result: int, what: str) -> int:
     if result < 0:
         raise error(what, -result)
     return result
+
+
+def load_instructions(kind: int, instructions: bytes, name: str) -> int:
+    """Load a generated program, an array of `struct bpf_insn`; the descriptor, which the caller closes.
+
+    Raises MissingPrivilege, or KernelError with the verifier's last word (E2BIG: it had to look at too much).
+    """
+    code = ffi.from_buffer("struct bpf_insn[]", instructions)
+    size = len(instructions) // ffi.sizeof("struct bpf_insn")
+    found = lib.bpf_prog_load(kind, name.encode(), b"Dual BSD/GPL", code, size, ffi.NULL)
+    if found >= 0:
+        return int(found)
+    if found == -EPERM:
+        raise error(f"cannot load {name}", EPERM)
+    if found == -E2BIG:
+        raise KernelError(f"the verifier cannot follow {name} to its end", errno=E2BIG)
+    # Only a refused program is asked why: a log of one that is accepted costs more than the program.
+    log = ffi.new("char[]", _VERIFIER_LOG)
+    opts = {"sz": ffi.sizeof("struct bpf_prog_load_opts"), "log_level": 1, "log_size": _VERIFIER_LOG}
+    options = ffi.new("struct bpf_prog_load_opts *", {**opts, "log_buf": log})
+    again = lib.bpf_prog_load(kind, name.encode(), b"Dual BSD/GPL", code, size, options)
+    if again >= 0:
+        return int(again)
+    raise KernelError(f"the kernel refuses {name}: {_last_message(log)}", errno=-int(found))
 
 
 class Map:
@@ -222,9 +248,10 @@ class Object:
         self.close()
 
 
-def _last_message() -> str:
-    """The line of libbpf's log that says most: the verifier's last words, else its last line."""
-    lines = [line.strip() for line in ffi.string(_log).decode(errors="replace").splitlines() if line.strip()]
+def _last_message(log: Any = None) -> str:
+    """The line of libbpf's (or the given) log that says most: the verifier's last words, or just the last."""
+    said = ffi.string(log or _log).decode(errors="replace")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     idle = ("libbpf", "processed", "-- END PROG LOAD LOG")
     telling = [line for line in lines if not any(word in line for word in idle)]
     return str((telling or lines or ["no reason given"])[-1])

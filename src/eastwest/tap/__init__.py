@@ -1,0 +1,1 @@
+"""Tap orders: what is copied from whom to whom."""
