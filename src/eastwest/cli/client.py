@@ -6,6 +6,7 @@ from typing import Any, Self, TypedDict
 
 import httpx
 
+from eastwest.cli import apikey
 from eastwest.errors import ConfigError, NotFoundError, RefusedError
 
 DEFAULT_URL = "http://127.0.0.1:8470"
@@ -25,9 +26,9 @@ def api_url() -> str:
     return url.rstrip("/")
 
 
-def headers() -> dict[str, str]:
-    """What goes with every request: EASTWEST_TOKEN, if it is set."""
-    token = os.environ.get("EASTWEST_TOKEN")
+def headers(url: str) -> dict[str, str]:
+    """What goes with every request: EASTWEST_TOKEN, else the secret of this host's own API."""
+    token = os.environ.get("EASTWEST_TOKEN") or apikey.find(url)
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -49,7 +50,7 @@ class Api:
 
     def __init__(self, url: str | None = None, timeout: float = 30.0) -> None:
         self.url = url or api_url()
-        self._http = httpx.Client(headers=headers(), timeout=timeout, **transport(self.url))
+        self._http = httpx.Client(headers=headers(self.url), timeout=timeout, **transport(self.url))
 
     def __enter__(self) -> Self:
         return self

@@ -1,7 +1,6 @@
 """What `up` runs: the processes of one host, their settings and their privileges."""
 
 import errno
-import ipaddress
 import os
 import shutil
 import socket
@@ -15,6 +14,7 @@ import msgspec
 
 from eastwest.bus.client import Bus, BusConfig
 from eastwest.bus.embedded import PROBE_USER, SERVER_USER, NatsServer, NatsServerConfig
+from eastwest.cli import apikey
 from eastwest.cli.config import text
 from eastwest.cli.lock import PROBE_LOCK, holder
 from eastwest.cli.settings import Settings
@@ -22,7 +22,7 @@ from eastwest.cli.supervisor import Child, Stuck
 from eastwest.collector.collector import Collector
 from eastwest.errors import ConfigError, RefusedError
 from eastwest.export.exporter import Exporter
-from eastwest.manager.manager import Manager
+from eastwest.manager.manager import Manager, token_of
 from eastwest.meter.check import check
 from eastwest.store.store import Store
 from eastwest.watch.watcher import Watcher
@@ -53,6 +53,13 @@ class Deployment:
     started: datetime
     token: str | None
     """What the API asks for, if it does."""
+    key: Path | None
+    """Where the secret is that changes ask for, if it is this start's own."""
+
+    def forget_key(self) -> None:
+        """Nobody needs it any more."""
+        if self.key:
+            self.key.unlink(missing_ok=True)
 
 
 def deploy(settings: Settings) -> Deployment:
@@ -65,12 +72,14 @@ def deploy(settings: Settings) -> Deployment:
     Manager(settings.server, bus, store)
     Watcher(settings.alerts, bus, store, settings.watch, settings.detect)
     Exporter(settings.export.ipfix, store)
-    token = _token(settings)
+    token = token_of(settings.server)
     refuse_used(address)
     check(settings.probe)
     state_dir = settings.probe.state_dir
     refuse_full(state_dir)
     refuse_probe(state_dir)
+    own_key = not (settings.server.token_file or settings.server.write_token_file)
+    settings = with_key(settings)
     children, buses = [], {PROBE_USER: settings.bus, SERVER_USER: settings.bus}
     if settings.bus == BusConfig():  # nothing said: a bus of our own
         nats = NatsServer(NatsServerConfig(state_dir=state_dir / "nats"))
@@ -91,7 +100,17 @@ def deploy(settings: Settings) -> Deployment:
         host=settings.probe.host,
         started=datetime.now(UTC),
         token=token,
+        key=settings.server.write_token_file if own_key else None,
     )
+
+
+def with_key(settings: Settings) -> Settings:
+    """Settings that ask for a secret of this start where something is to be changed. Raises ConfigError."""
+    server = settings.server
+    if server.token_file or server.write_token_file:
+        return settings
+    key = apikey.make(parse_address(server.listen)[1], settings.probe.state_dir)
+    return msgspec.structs.replace(settings, server=msgspec.structs.replace(server, write_token_file=key))
 
 
 def parse_address(listen: str) -> tuple[str, int]:
@@ -139,23 +158,6 @@ def refuse_probe(state_dir: Path) -> None:
             number = f" (process {pid})" if pid else ""
             raise RefusedError(f"a probe already runs on {state_dir}{number}", "stop it with `eastwest down`")
         time.sleep(0.05)
-
-
-def _token(settings: Settings) -> str | None:
-    """What the API will ask for. Refused here as by the server itself, which would only start again."""
-    path = settings.server.token_file
-    if path is None:
-        host = parse_address(settings.server.listen)[0]
-        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
-            raise ConfigError(
-                f"{settings.server.listen} can be reached from other hosts and no token is set",
-                "set token_file in [server] to a file with a secret, or listen on 127.0.0.1",
-            )
-        return None
-    try:
-        return path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", "correct token_file in [server]") from None
 
 
 def _url(address: tuple[str, int]) -> str:

@@ -27,7 +27,7 @@ class Feed:
     def __init__(self, url: str) -> None:
         self._url = url
         self._http = httpx.AsyncClient(
-            base_url=f"{url}/api/v1/", headers=headers(), timeout=5.0, **transport(url)
+            base_url=f"{url}/api/v1/", headers=headers(url), timeout=5.0, **transport(url)
         )
 
     async def __aenter__(self) -> Self:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 def command(config_file: Path | None, state_dir: Path | None, listen: str | None) -> None:
     """Run the server until it is told to stop. It needs no privileges."""
     settings = load(config_file, state_dir, listen)
+    from eastwest.cli.deploy import with_key
+
+    settings = with_key(settings)
     role.run(lambda: _server(settings))
 
 

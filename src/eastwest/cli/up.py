@@ -56,7 +56,10 @@ def command(
     with StateLock(state_dir):
         deployment = deploy(settings)
         say(f"starting eastwest in {state_dir} …")
-        asyncio.run(_up(UpConfig(lab, seconds), deployment))
+        try:
+            asyncio.run(_up(UpConfig(lab, seconds), deployment))
+        finally:
+            deployment.forget_key()
         say("stopped; counting goes on in the kernel, `eastwest down` ends it")
 
 

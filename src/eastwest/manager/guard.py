@@ -16,15 +16,19 @@ class _TooLarge(Exception):
 
 
 class Guard:
-    """ASGI middleware. With `token` it asks for it; without, only names of this host are answered to.
+    """ASGI middleware. With `token` it asks for it; without, only names of this host are answered to, and
+    what changes something needs `write_token`, where there is one.
 
     The names: a page of some other site must not reach the API through a browser on this host by having
     its own name resolve to the loopback address (DNS rebinding); nor post forms to it.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, names: frozenset[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, token: str | None, names: frozenset[str], write_token: str | None = None
+    ) -> None:
         self._app = app
         self._token = token
+        self._write_token = write_token
         self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,11 +46,12 @@ class Guard:
 
     def _refusal(self, method: str, headers: Headers) -> tuple[int, str, str] | None:
         if self._token is not None:
-            given = headers.get("authorization", "").encode()
-            if not hmac.compare_digest(given, f"Bearer {self._token}".encode()):
+            if not _bears(headers, self._token):
                 return 401, "this API asks for a token", "send it as 'Authorization: Bearer …'"
         elif _name(headers.get("host", "")) not in self._names:
             return 403, "this API answers only to names of its own host", "use the address that it listens on"
+        elif self._write_token and method not in _READING and not _bears(headers, self._write_token):
+            return 401, "to change something, this API asks for a token", "ask as root on the server's host"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
             return _TOO_LARGE
@@ -55,7 +60,12 @@ class Guard:
         return None
 
 
+_READING = ("GET", "HEAD", "OPTIONS")
 _TOO_LARGE = (413, "the body is too large", f"send at most {MAX_BODY_BYTES} bytes")
+
+
+def _bears(headers: Headers, token: str) -> bool:
+    return hmac.compare_digest(headers.get("authorization", "").encode(), f"Bearer {token}".encode())
 
 
 def _name(host: str) -> str:

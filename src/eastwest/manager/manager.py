@@ -33,10 +33,14 @@ _CLOSE_SECONDS = 3
 
 
 class ManagerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`listen`: ADDRESS:PORT, port 0 for a free one. Off the loopback only with `token_file`."""
+    """`listen`: ADDRESS:PORT, port 0 for a free one. Off the loopback only with `token_file`.
+
+    `write_token_file`: what only changes ask for, where there is no `token_file`.
+    """
 
     listen: str = "127.0.0.1:8470"
     token_file: Path | None = None
+    write_token_file: Path | None = None
 
 
 class _Server(uvicorn.Server):
@@ -73,12 +77,13 @@ class Manager:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        token = _token(self._config)
+        token, write_token = token_of(self._config), _read(self._config.write_token_file)
         self._socket = _listen(self._address)
-        app = Guard(create_app(self._backend, self._routers), token, _LOCAL_NAMES | {self._address[0]})
+        app = create_app(self._backend, self._routers)
+        guard = Guard(app, token, _LOCAL_NAMES | {self._address[0]}, write_token)
         self._server = _Server(
             uvicorn.Config(
-                app,
+                guard,
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -125,22 +130,27 @@ def _parse(listen: str) -> tuple[str, int]:
         raise ConfigError(f"cannot listen on '{listen}'", "write ADDRESS:PORT, like 127.0.0.1:8470") from None
 
 
-def _token(config: ManagerConfig) -> str | None:
-    if config.token_file is None:
-        if not ipaddress.ip_address(_parse(config.listen)[0]).is_loopback:
-            raise ConfigError(
-                f"{config.listen} can be reached from other hosts and no token is set",
-                "set token_file to a file with a secret, or listen on 127.0.0.1",
-            )
+def token_of(config: ManagerConfig) -> str | None:
+    """What the API asks for, None where that is nothing. Raises ConfigError."""
+    if config.token_file is None and not ipaddress.ip_address(_parse(config.listen)[0]).is_loopback:
+        raise ConfigError(
+            f"{config.listen} can be reached from other hosts and no token is set",
+            "set token_file in [server] to a file with a secret, or listen on 127.0.0.1",
+        )
+    return _read(config.token_file)
+
+
+def _read(file: Path | None) -> str | None:
+    if file is None:
         return None
     try:
-        token = config.token_file.read_text().strip()
+        token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"cannot read the token file {config.token_file}: {error}", "give token_file a readable file"
+            f"cannot read the token file {file}: {error}", "give [server] a readable file"
         ) from error
     if len(token) < 16:
-        raise ConfigError(f"the token in {config.token_file} is short", "use 16 characters or more")
+        raise ConfigError(f"the token in {file} is short", "use 16 characters or more")
     return token
 
 
