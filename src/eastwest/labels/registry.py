@@ -21,7 +21,7 @@ BLOCK = 1024
 """Labels in one lease."""
 
 _KEY = "next"
-_ADDRESSES_KEPT = 64
+ADDRESSES_KEPT = 64
 _PORTS_KEPT = 64
 _FRESH = 3600 * 10**9
 
@@ -194,13 +194,15 @@ class Registry:
         if history is None:
             return
         history.last_seen = now
+        any_new = False
         for address in addresses:
             is_new = address not in history.addresses
-            if is_new and len(history.addresses) >= _ADDRESSES_KEPT:
+            if is_new and len(history.addresses) >= ADDRESSES_KEPT:
                 del history.addresses[min(history.addresses, key=lambda a: history.addresses[a])]
             history.addresses[address] = now
-            if is_new:
-                self._keep(history)
+            any_new |= is_new
+        if any_new:
+            self._keep(history)
 
     def say(self, label: int, facts: Facts) -> None:
         """Take over what a user said of a label."""

@@ -61,6 +61,12 @@ class Held:
     def none(cls) -> "Held":
         return cls(np.empty(0, FLOW_ROW), np.empty(0, np.uint32))
 
+    def then(self, other: "Held") -> "Held":
+        """These, and after them those."""
+        if not len(self.rows):
+            return other
+        return Held(np.concatenate((self.rows, other.rows)), np.concatenate((self.accounts, other.accounts)))
+
 
 class Accounts:
     """All accounts by number; account 0 is always open and booked to label 0."""
@@ -165,6 +171,10 @@ class Accounts:
     def release(self, held: Held) -> tuple[NDArray[Any], Held]:
         """Rows whose accounts are decided, labelled; and those that go on waiting."""
         decided = self.table["decided"][held.accounts]
+        if decided.all():
+            # As nearly always: then no row is copied.
+            held.rows["label"] = self.table["label"][held.accounts]
+            return held.rows, Held.none()
         ready = held.rows[decided]
         ready["label"] = self.table["label"][held.accounts[decided]]
         return ready, Held(held.rows[~decided], held.accounts[~decided])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eastwest.bus.messages import EVIDENCE, FLOWS, TOTALS, WORKLOADS, HookCount
 from eastwest.kernel.records import enumeration
-from eastwest.labels.registry import Registry
+from eastwest.labels.registry import ADDRESSES_KEPT, Registry
 from eastwest.meter.accounts import Accounts, Held
 from eastwest.meter.drain import Counters, Cut, Drain, Flows
 from eastwest.meter.rows import FLOW_ROW, sum_by_label
@@ -110,12 +110,7 @@ class Cutter:
     def _record(self, flows: Flows, totals: bool = False) -> None:
         offset = time.time_ns() - time.monotonic_ns()
         fresh = Held.none() if self._lost else self._accounts.rows(flows, offset)
-        ready, held = self._accounts.release(
-            Held(
-                np.concatenate((self.held.rows, fresh.rows)),
-                np.concatenate((self.held.accounts, fresh.accounts)),
-            )
-        )
+        ready, held = self._accounts.release(self.held.then(fresh))
         with self._journal.transaction():
             self._note_addresses(ready)
             for start in range(0, len(ready), ROWS_PER_MESSAGE):
@@ -159,18 +154,29 @@ class Cutter:
     def _note_addresses(self, rows: NDArray[Any]) -> None:
         """Addresses that workloads sent from, found without looking at rows one by one."""
         egress = enumeration("direction")["DIRECTION_EGRESS"]
-        sent = rows[
-            (rows["direction"] == egress) & (rows["label"] != 0) & (rows["protocol"] < _ETHERTYPE_LOWEST)
-        ]
-        pairs = _distinct(sent[["label", "src"]].astype([("label", "<u4"), ("src", "V16")]))
-        for label in _distinct(pairs["label"]):
-            addresses = _addresses(pairs["src"][pairs["label"] == label])
-            self._registry.saw_addresses(int(label), addresses, self.time)
+        sent = (rows["direction"] == egress) & (rows["label"] != 0) & (rows["protocol"] < _ETHERTYPE_LOWEST)
+        labels, sources = rows["label"][sent], rows["src"][sent]
+        chosen = _distinct(labels, sources)
+        labels, sources = labels[chosen], sources[chosen]
+        for label in _runs(labels):
+            # One that sends from more at a time makes them up; no more are remembered anyway.
+            addresses = _addresses(sources[label][:ADDRESSES_KEPT])
+            self._registry.saw_addresses(int(labels[label.start]), addresses, self.time)
 
 
-def _distinct(values: NDArray[Any]) -> NDArray[Any]:
-    # Asked for values alone, numpy.unique loads numpy.ma: 6 MB for nothing.
-    return np.unique(values, return_index=True)[0]
+def _distinct(labels: NDArray[Any], sources: NDArray[Any]) -> NDArray[Any]:
+    """Where each pair stands once, by label: faster than numpy.unique, and without numpy.ma (6 MB)."""
+    words = np.ascontiguousarray(sources).view("<u8").reshape(-1, 2)
+    order = np.lexsort((words[:, 1], words[:, 0], labels))
+    first = np.ones(len(order), np.bool_)
+    first[1:] = np.diff(labels[order]).astype(np.bool_) | np.diff(words[order], axis=0).any(axis=1)
+    return np.asarray(order[first])
+
+
+def _runs(labels: NDArray[Any]) -> list[slice]:
+    """Each stretch of one label."""
+    ends = [*(np.flatnonzero(np.diff(labels)) + 1), len(labels)] if len(labels) else []
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _addresses(raw: Iterable[Any]) -> list[str]:
