@@ -1,9 +1,16 @@
 """The tables against the rows that fill them."""
 
+import asyncio
+import base64
+import http.server
+import threading
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from eastwest.errors import ConfigError
+from eastwest.bus.client import Bus, BusConfig
+from eastwest.errors import ConfigError, StoreError
 from eastwest.meter.rows import FLOW_ROW, TOTAL_ROW
 from eastwest.store.batch import Batch, row_binary
 from eastwest.store.schema import FLOWS, ORIGIN, TOTALS
@@ -62,3 +69,52 @@ def test_empty_batches_make_no_rows() -> None:
 def test_impossible_configurations_are_refused(config: StoreConfig) -> None:
     with pytest.raises(ConfigError, match=r"store .*; set "):
         Store(config)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://user:hunter2@host/db", "http://us/er:hunter2@host", "http://host/?password=hunter2"]
+)
+def test_secrets_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    """The store's and the bus's: the password goes into a file."""
+    for section, make in (
+        ("store", lambda: Store(StoreConfig(url=url))),
+        ("bus", lambda: Bus(BusConfig(url=url))),
+    ):
+        with pytest.raises(ConfigError, match=rf"^\[{section}\] url .*; .* password_file$") as refused:
+            make()
+        assert "hunter2" not in str(refused.value)
+
+
+def test_user_and_password_of_a_server_are_sent_and_never_shown(tmp_path: Path) -> None:
+    """A server of the test's own is asked with both in the header; its refusal is told without them."""
+    asked: list[str] = []
+
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.headers["Authorization"])
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    async def scenario(config: StoreConfig) -> None:
+        async with Store(config):
+            pass
+
+    (tmp_path / "password").write_text("hunter2\n")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        config = StoreConfig(url=url, user="ann", password_file=tmp_path / "password")
+        with pytest.raises(StoreError) as refused:
+            asyncio.run(scenario(config))
+        server.shutdown()
+        thread.join()
+    assert "hunter2" not in str(refused.value)
+    assert url in str(refused.value)
+    assert set(asked) == {"Basic " + base64.b64encode(b"ann:hunter2").decode()}

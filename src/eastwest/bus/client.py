@@ -34,6 +34,7 @@ from eastwest.bus.messages import (
     TOTALS,
     WORKLOADS,
 )
+from eastwest.credentials import read_password, refuse_secrets
 from eastwest.errors import BusError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class Bus:
     """A connection to the bus that comes back by itself. Enter it before use."""
 
     def __init__(self, config: BusConfig) -> None:
+        refuse_secrets(config.url, "bus")
         self._config = config
         self._client: Client | None = None
         self._connected = asyncio.Event()
@@ -267,16 +269,7 @@ class Bus:
         await client.subscribe(subject, cb=on_request)
 
     def _password(self) -> str | None:
-        path = self._config.password_file
-        if path is None:
-            return None
-        try:
-            return path.read_text().strip()
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read the bus password file {path}: {error.strerror}",
-                "give password_file a file that this user can read",
-            ) from error
+        return read_password(self._config.password_file, "bus")
 
     def _lost(self, error: BaseException | None) -> None:
         self._problem = _text(error) if error is not None else "connection closed"

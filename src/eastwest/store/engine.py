@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from eastwest.credentials import read_password
 from eastwest.errors import StoreError
 
 T = TypeVar("T")
@@ -71,15 +72,19 @@ class Database:
 class Engine:
     """Opens the database and runs functions on it in one worker thread, one after the other."""
 
-    def __init__(self, path: Path | None, url: str | None) -> None:
+    def __init__(
+        self, path: Path | None, url: str | None, user: str = "", password_file: Path | None = None
+    ) -> None:
         self._path = path
         self._url = url
+        self._user = user
+        self._password_file = password_file
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._database: Database | None = None
         self._lock: int | None = None
 
     async def open(self) -> None:
-        """Raises StoreError if the database cannot be used, with the reason."""
+        """Raises StoreError if the database cannot be used, with the reason; ConfigError."""
         await asyncio.get_running_loop().run_in_executor(self._worker, self._open)
 
     async def close(self) -> None:
@@ -115,7 +120,12 @@ class Engine:
                     interface="chdb", path=str(self._path / "chdb"), settings=settings
                 )
             else:
-                client = clickhouse_connect.get_client(dsn=self._url, settings=settings)
+                client = clickhouse_connect.get_client(
+                    dsn=self._url,
+                    username=self._user or None,
+                    password=read_password(self._password_file, "store") or "",
+                    settings=settings,
+                )
         except (ClickHouseError, OSError) as error:
             self._release()
             raise _explain(error, where) from error

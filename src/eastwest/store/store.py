@@ -12,6 +12,7 @@ import msgspec
 
 from eastwest.bus.background import Background
 from eastwest.bus.messages import Workload
+from eastwest.credentials import refuse_secrets
 from eastwest.errors import ConfigError, StoreError
 from eastwest.store import alerts, detection, reads, retention, watching, writes
 from eastwest.store.alerts import StoredAlert
@@ -38,10 +39,13 @@ _EVIDENCE_LIMIT = 10_000
 
 
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`path`: a directory for the embedded database; or `url` of a ClickHouse server."""
+    """`path`: a directory for the embedded database; or `url` of a ClickHouse server, with `user` and
+    `password_file` where it wants them."""
 
     path: Path | None = None
     url: str | None = None
+    user: str = ""
+    password_file: Path | None = None
     retention_days: int = 7
     rollup_days: int = 90
     community_id_seed: int = 0
@@ -54,6 +58,7 @@ class Store:
     def __init__(self, config: StoreConfig) -> None:
         if (config.path is None) == (config.url is None):
             raise ConfigError("the store needs a path or a url", "set one of [store] path and url")
+        refuse_secrets(config.url or "", "store")
         if min(config.retention_days, config.rollup_days) < 1:
             raise ConfigError("the store keeps at least one day", "set retention_days and rollup_days >= 1")
         if not 0 <= config.community_id_seed < 1 << 16:
@@ -61,7 +66,7 @@ class Store:
                 f"community_id_seed = {config.community_id_seed} is out of range", "set 0 to 65535"
             )
         self._config = config
-        self._engine = Engine(config.path, config.url)
+        self._engine = Engine(config.path, config.url, config.user, config.password_file)
         self._clock = Clock()
         self._in_doubt: set[tuple[str, int, int]] = set()
         self._work = Background()
