@@ -13,7 +13,7 @@ import pytest
 
 from eastwest.errors import StoreError
 from eastwest.meter.rows import FLOW_ROW
-from eastwest.store import writes
+from eastwest.store import engine, writes
 from eastwest.store.batch import Batch
 from eastwest.store.engine import Database
 from eastwest.store.reads import FlowQuestion
@@ -169,6 +169,50 @@ def test_workload_that_moved_is_where_it_is(tmp_path: Path) -> None:
             odd = workload(2, "ünïcode ' \\ \" \n")
             await store.write([Batch("a", 1, 3, "workloads", workloads=[odd])])
             assert (await store.workloads())[1] == odd
+
+    asyncio.run(scenario())
+
+
+def test_present_workloads_are_read_without_those_that_have_gone(tmp_path: Path) -> None:
+    """Gone, moved and returned ones, each by its latest word; names of gone ones are found by label."""
+
+    async def scenario() -> None:
+        async with Store(StoreConfig(path=tmp_path)) as store:
+            here = [workload(label, f"w{label}") for label in (1, 2, 3, 4)]
+            await store.write([Batch("h", 1, 1, "workloads", workloads=here)])
+            await store.write([Batch("h", 1, 2, "totals", total_rows({1: 10, 2: 20, 4: 40, 5: 50}))])
+            gone = [workload(label, f"w{label}", present=False) for label in (1, 2, 3)]
+            await store.write([Batch("h", 1, 3, "workloads", workloads=gone)])
+            await store.write([Batch("h", 1, 4, "workloads", workloads=[workload(2, "back")])])
+            await store.write([Batch("g", 1, 1, "workloads", workloads=[workload(3, "moved", host="g")])])
+            present = await store.present_workloads()
+            assert [(w.label, w.name, w.host) for w in present] == [
+                (2, "back", "h"), (3, "moved", "g"), (4, "w4", "h"),
+            ]  # fmt: skip
+            assert present == [w for w in await store.workloads() if w.present]
+            assert await store.names([1, 3, 9]) == {1: "w1", 3: "moved"}
+            assert await store.names([]) == {}
+            assert [t.label for t in await store.label_totals(gone_too=False)] == [2, 4, 5]
+            assert [t.label for t in await store.label_totals()] == [1, 2, 4, 5]
+
+    asyncio.run(scenario())
+
+
+def test_question_without_an_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By time and by memory, with a remedy; the store goes on, and what it asks itself has no bounds."""
+    endless = "SELECT count() FROM numbers(1000000000000) WHERE cityHash64(number) = 1"
+    large = "SELECT number FROM numbers(20000000) ORDER BY cityHash64(number) LIMIT 1000000"
+    monkeypatch.setattr(engine, "BOUNDS", {"max_execution_time": 1, "max_memory_usage": 20_000_000})
+
+    async def scenario() -> None:
+        async with Store(StoreConfig(path=tmp_path)) as store:
+            for asked in (endless, large):
+                with pytest.raises(StoreError, match=r"^the question takes .* memory; ask for less: "):
+                    await store._engine.ask(lambda d, sql=asked: d.query(sql))
+                with pytest.raises(StoreError, match=r"^the question takes .* memory; ask for less: "):
+                    await store._engine.ask(lambda d, sql=asked: d.json(sql, {}))
+            assert len(await store._engine.run(lambda d: d.query(large))) == 1_000_000
+            assert (await store.write([_flows(1, 10)])).stored == 1
 
     asyncio.run(scenario())
 

@@ -49,14 +49,14 @@ class Backend:
         self._ledger = asyncio.Lock()
 
     async def labels(self, gone_too: bool) -> list[models.Label]:
-        workloads = await self._store.workloads()
-        return views.labels(workloads, await self._store.label_totals(), gone_too)
+        workloads = await self._workloads(gone_too)
+        return views.labels(workloads, await self._store.label_totals(gone_too), gone_too)
 
     async def workloads(self, gone_too: bool) -> list[models.Workload]:
-        return views.workloads(await self._store.workloads(), gone_too)
+        return views.workloads(await self._workloads(gone_too), gone_too)
 
     async def ports(self) -> list[models.Port]:
-        return views.ports(await self._store.workloads(), self._fleet.members)
+        return views.ports(await self._store.present_workloads(), self._fleet.members)
 
     async def hosts(self) -> list[models.Host]:
         return views.hosts(self._fleet.members)
@@ -110,6 +110,9 @@ class Backend:
         if self._page is None:
             raise NotFoundError("this server has no metrics", "ask the one that stores")
         return await self._page(self._fleet.members)
+
+    async def _workloads(self, gone_too: bool) -> list[messages.Workload]:
+        return await (self._store.workloads() if gone_too else self._store.present_workloads())
 
     async def _selected(self, selector: str | None) -> Sequence[int] | None:
         return None if selector is None else views.selected(selector, await self._store.workloads())

@@ -43,9 +43,9 @@ class SuspectDesk:
         return await self._ordered((await self._orders.release(selector)).selector)
 
     async def _ordered(self, selector: str) -> models.EnforceOrdered:
-        workloads = await self._store.workloads()
+        workloads = await self._store.present_workloads()
         chosen = set(views.selected(selector, workloads) or ())
-        found = [w for w in workloads if w.present and w.label in chosen]
+        found = [w for w in workloads if w.label in chosen]
         targets = [
             models.EnforceTarget(label=w.label, name=w.name, host=w.host, **{"class": w.traffic_class})
             for w in found
@@ -56,7 +56,8 @@ class SuspectDesk:
         """The orders, and every port and cgroup that they are about."""
         hosts = self._hosts()
         answers = await self._orders.ask_enforced(hosts)
-        names = {w.label: w.name for w in await self._store.workloads()}
+        labels = {source.label for answer in answers if answer for source in answer.sources}
+        names = await self._store.names(labels)
         sources = [
             models.EnforcedSource(
                 label=source.label,

@@ -15,26 +15,38 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 _FULL = ("NOT_ENOUGH_SPACE", "No space left on device", "CANNOT_RESERVE")
+_TOO_MUCH = ("TIMEOUT_EXCEEDED", "MEMORY_LIMIT_EXCEEDED")
 _MAX_INSERT_ROWS = 2_000_000
+
+BOUNDS: Mapping[str, int] = {"max_execution_time": 20, "max_memory_usage": 2 << 30}
+"""What a question that anybody may ask can take, in seconds and bytes: writing waits behind it."""
 
 
 class Database:
     """Blocking access to the tables; used by one thread at a time."""
 
-    def __init__(self, client: Any, where: str) -> None:
+    def __init__(self, client: Any, where: str, bounds: Mapping[str, int] | None = None) -> None:
         self._client = client
         self._where = where
+        self._bounds = dict(bounds or {})
+
+    def bounded(self) -> "Database":
+        """The same, whose SELECTs are given up beyond BOUNDS."""
+        return Database(self._client, self._where, BOUNDS)
 
     def query(self, sql: str, parameters: Mapping[str, object] | None = None) -> Sequence[Sequence[Any]]:
         """Rows of a SELECT; parameters are bound by the database. Raises StoreError."""
         rows: Sequence[Sequence[Any]] = self._try(
-            lambda: self._client.query(sql, parameters=dict(parameters or {})).result_rows
+            lambda: (
+                self._client.query(sql, parameters=dict(parameters or {}), settings=self._bounds).result_rows
+            )
         )
         return rows
 
     def json(self, sql: str, parameters: Mapping[str, object], lines: bool = False) -> bytes:
         """The rows of a SELECT as one JSON list of objects, or (`lines`) as one a line. Raises StoreError."""
         settings = {
+            **self._bounds,
             "output_format_json_array_of_rows": int(not lines),
             "output_format_json_quote_64bit_integers": 0,
         }
@@ -66,6 +78,11 @@ class Database:
         try:
             return action()
         except (ClickHouseError, OSError) as error:
+            if self._bounds and any(sign in str(error) for sign in _TOO_MUCH):
+                raise StoreError(
+                    "the question takes the store too long, or too much memory",
+                    "ask for less: a shorter time, a lower limit or one label",
+                ) from error
             raise _explain(error, self._where) from error
 
 
@@ -102,6 +119,12 @@ class Engine:
             return function(self._database, *args, **kwargs)
 
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    async def ask(
+        self, function: Callable[Concatenate[Database, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `run`, but within BOUNDS: for what users ask."""
+        return await self.run(lambda database: function(database.bounded(), *args, **kwargs))
 
     def _open(self) -> None:
         try:

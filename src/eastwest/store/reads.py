@@ -1,6 +1,6 @@
 """Reading: what the API shows, and the terms of the ledger that the store can count."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -97,6 +97,34 @@ def workloads(database: Database) -> list[Workload]:
     return [msgspec.json.decode(document, type=Workload) for (document,) in rows]
 
 
+_PRESENT = f"SELECT label FROM {DATABASE}.workloads FINAL WHERE present"
+
+
+def present_workloads(database: Database) -> list[Workload]:
+    """As `workloads`, of labels that some host has."""
+    # By the key first, so that documents of what has gone are not even read.
+    rows = database.query(
+        f"""
+        SELECT document FROM {DATABASE}.workloads FINAL PREWHERE label IN ({_PRESENT})
+        WHERE present ORDER BY label, version DESC LIMIT 1 BY label
+        """
+    )
+    return [msgspec.json.decode(document, type=Workload) for (document,) in rows]
+
+
+def names(database: Database, labels: Collection[int]) -> dict[int, str]:
+    """label → name, of those labels that are known."""
+    rows = database.query(
+        f"""
+        SELECT document FROM {DATABASE}.workloads FINAL PREWHERE label IN {{labels:Array(UInt32)}}
+        ORDER BY label, present DESC, version DESC LIMIT 1 BY label
+        """,
+        {"labels": sorted(labels)},
+    )
+    found = [msgspec.json.decode(document, type=Workload) for (document,) in rows]
+    return {workload.label: workload.name for workload in found}
+
+
 def evidence(database: Database, since: int, limit: int) -> list[Witnessed]:
     """What was received later than `since` (unix ns), the oldest first, at most `limit`.
 
@@ -116,13 +144,15 @@ def evidence(database: Database, since: int, limit: int) -> list[Witnessed]:
     ]
 
 
-def label_totals(database: Database) -> list[LabelTotal]:
-    """Every label's totals, all hosts and boots."""
+def label_totals(database: Database, gone_too: bool = True) -> list[LabelTotal]:
+    """Every label's totals, all hosts and boots; or without labels whose workload is known to be gone."""
     sums = ", ".join(f"sum({name})" for name in COUNTERS)
+    gone = f"SELECT label FROM {DATABASE}.workloads WHERE label NOT IN ({_PRESENT})"
+    wanted = "" if gone_too else f"WHERE label NOT IN ({gone})"
     rows = database.query(
         f"""
         SELECT label, toUnixTimestamp64Nano(min(first_seen)), toUnixTimestamp64Nano(max(last_seen)), {sums}
-        FROM {DATABASE}.totals FINAL GROUP BY label ORDER BY label
+        FROM {DATABASE}.totals FINAL {wanted} GROUP BY label ORDER BY label
         """
     )
     return [

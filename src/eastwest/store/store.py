@@ -111,27 +111,35 @@ class Store:
 
     async def workloads(self) -> list[Workload]:
         """The latest document of every label."""
-        return await self._engine.run(reads.workloads)
+        return await self._engine.ask(reads.workloads)
+
+    async def present_workloads(self) -> list[Workload]:
+        """The documents of workloads that are there; those of gone ones are not read."""
+        return await self._engine.ask(reads.present_workloads)
+
+    async def names(self, labels: Collection[int]) -> dict[int, str]:
+        """label → name of its workload, present or gone, as far as known."""
+        return await self._engine.ask(reads.names, labels)
 
     async def evidence(self, since: int, limit: int = _EVIDENCE_LIMIT) -> list[Witnessed]:
         """First packets of suspect traffic received later than `since` (unix ns), the oldest first."""
-        return await self._engine.run(reads.evidence, since, limit)
+        return await self._engine.ask(reads.evidence, since, limit)
 
-    async def label_totals(self) -> list[LabelTotal]:
-        """The counters of every label, summed over hosts and boots."""
-        return await self._engine.run(reads.label_totals)
+    async def label_totals(self, gone_too: bool = True) -> list[LabelTotal]:
+        """The counters of every label (or of those not known to be gone), summed over hosts and boots."""
+        return await self._engine.ask(reads.label_totals, gone_too)
 
     async def figures(self) -> list[Figures]:
         """The counters of every label, and whose they are."""
-        return await self._engine.run(reads.figures)
+        return await self._engine.ask(reads.figures)
 
     async def flows(self, asked: FlowQuestion, lines: bool = False) -> bytes:
         """Flows, latest first, as a JSON list or as JSON lines."""
-        return await self._engine.run(reads.flows, asked, self._config.community_id_seed, lines)
+        return await self._engine.ask(reads.flows, asked, self._config.community_id_seed, lines)
 
     async def minutes(self, labels: Sequence[int] | None, since: int, until: int) -> list[Minute]:
         """Traffic by minute and label between two times (unix ns)."""
-        return await self._engine.run(reads.minutes, labels, since, until)
+        return await self._engine.ask(reads.minutes, labels, since, until)
 
     async def totals(self) -> dict[Account, Totals]:
         """The accounts of every host and boot, as of its last totals message."""
@@ -180,7 +188,7 @@ class Store:
 
     async def alerts(self, open_only: bool, since: int, limit: int) -> list[bytes]:
         """Documents of alerts that changed since (unix ns), the latest first."""
-        return await self._engine.run(alerts.read, open_only, since, limit)
+        return await self._engine.ask(alerts.read, open_only, since, limit)
 
     async def _retain(self) -> None:
         while True:
