@@ -10,6 +10,7 @@ from eastwest.bus.messages import EVIDENCE, FLOWS, TOTALS, WORKLOADS, Evidence
 from eastwest.bus.stream import Message
 from eastwest.collector.decode import REASONS, Malformed, decode
 from eastwest.meter.rows import FLOW_ROW, TOTAL_ROW
+from tests.system.fake_probe import workload
 
 # Few characters: hypothesis takes seconds to make a table of all.
 TEXT = st.text("hx1-. *>/\n\0é", max_size=20)
@@ -83,6 +84,15 @@ def test_impossible_evidence_is_refused(field: str, value: object) -> None:
         decode(
             _message(f"{EVIDENCE}.h", msgspec.json.encode([msgspec.structs.replace(SEEN, **{field: value})]))
         )
+    assert caught.value.reason == "values"
+
+
+def test_workloads_of_another_host_are_refused() -> None:
+    """A probe speaks for its own host: one message with another's is refused whole."""
+    own, others = workload(1, "web"), workload(2, "db", host="g")
+    assert decode(_message(f"{WORKLOADS}.h", msgspec.json.encode([own]))).workloads == [own]
+    with pytest.raises(Malformed, match="workloads of other hosts than h") as caught:
+        decode(_message(f"{WORKLOADS}.h", msgspec.json.encode([own, others])))
     assert caught.value.reason == "values"
 
 

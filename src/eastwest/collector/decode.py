@@ -62,9 +62,10 @@ def decode(message: Message) -> Batch:
         raise Malformed("subject", f"{message.subject} does not belong to host {host}")
     kind = _KINDS[subject]
     if kind == "workloads":
-        return Batch(
-            host, boot, sequence, kind, workloads=_documents(message.payload, Workload, _sane_workload)
-        )
+        workloads = _documents(message.payload, Workload, _sane_workload)
+        if any(workload.host != host for workload in workloads):
+            raise Malformed("values", f"workloads of other hosts than {host}")
+        return Batch(host, boot, sequence, kind, workloads=workloads)
     if kind == "evidence":
         evidence = _documents(message.payload, Evidence, _sane_evidence)
         return Batch(host, boot, sequence, kind, evidence=evidence)
@@ -130,7 +131,6 @@ def _sane_workload(workload: Workload) -> bool:
     return (
         0 < workload.label <= _MAX_LABEL
         and 0 <= workload.service_id <= _MAX_LABEL
-        and _HOST.fullmatch(workload.host) is not None
         and 0 <= workload.first_seen < _MAX_TIME
         and 0 <= workload.last_seen < _MAX_TIME
         and _bounded(workload)

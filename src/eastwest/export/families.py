@@ -85,9 +85,10 @@ def _counted(members: list[Member]) -> list[Metric]:
             ("host", "reason"),
             malformed,
         ),
-        counter(
+        # No counter: a packet between two hooks is counted by one of them only, so it may fall.
+        gauge(
             "host_not_seen_by_cgroup_packets",
-            "Packets of a host interface that no cgroup hook saw.",
+            "Packets of a host interface that no cgroup hook saw, since the host's boot.",
             ("host", "interface", "direction"),
             unseen,
         ),
