@@ -123,6 +123,40 @@ def test_an_entry_that_is_renewed_as_it_expires_stays(tmp_path: Path) -> None:
     with_orders(tmp_path, test)
 
 
+def test_what_expires_leaves_no_trace_in_the_bucket(tmp_path: Path) -> None:
+    """Many expired entries cannot fill it: there is no marker for each; a deleted one has one."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        bucket = bus.bucket(SUSPECT_BUCKET)
+        for what in ("10.0.0.0/8", "192.0.2.0/24"):
+            old = SuspectOrder(what, "", 1, 2)
+            await bucket.put(parse(what).name, msgspec.json.encode(old))
+            await orders._drop(parse(what).name, old)
+            assert await _is_empty(bus, what)
+        jetstream = (await bus.connection()).jetstream()
+        assert (await jetstream.stream_info(f"KV_{SUSPECT_BUCKET}")).state.messages == 0
+        await bucket.put("x", b"{}")
+        await bucket.delete("x")
+        assert (await jetstream.stream_info(f"KV_{SUSPECT_BUCKET}")).state.messages == 1
+
+    with_orders(tmp_path, test)
+
+
+def test_probe_forgets_what_expired_by_itself(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """In memory and on disk, with nobody who tells it: the next probe does not know it either."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            gone = SuspectOrder("10.9.0.0/16", "", 1, time.time_ns() + 5 * 10**9)
+            await bus.bucket(SUSPECT_BUCKET).put(parse(gone.what).name, msgspec.json.encode(gone))
+            await orders.declare("10.1.0.0/16", "", None)
+            known = h.probe._suspects._declared
+            await until(lambda: _says(known.keys() == {parse("10.1.0.0/16").name}), 30)
+            assert h.probe._journal.orders(SUSPECT_BUCKET).keys() == known.keys()
+
+    with_orders(tmp_path, test)
+
+
 async def _is_empty(bus: Bus, what: str) -> bool:
     return await bus.bucket(SUSPECT_BUCKET).get(parse(what).name) is None
 

@@ -73,6 +73,20 @@ class Bucket:
 
         return await self._bus.call(f"delete {key} of {self._name}", remove)
 
+    async def purge(self, key: str, revision: int) -> None:
+        """Remove the value of this revision without a trace; a later one stays. Raises BusError.
+
+        Watchers are not told, so only for what they know the end of; but a deletion leaves a marker for ever.
+        """
+
+        async def remove(client: Client) -> None:
+            await self._open(client)
+            await client.jetstream(timeout=self._bus.timeout).purge_stream(
+                f"KV_{self._name}", seq=revision + 1, subject=f"$KV.{self._name}.{key}"
+            )
+
+        await self._bus.call(f"purge {key} of {self._name}", remove)
+
     async def create_or_update(self, key: str, value: bytes, revision: int | None) -> bool:
         """Set the value only if its revision still is `revision` (None: only if there is none).
 

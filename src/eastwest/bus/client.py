@@ -321,6 +321,8 @@ def _text(error: BaseException) -> str:
 
 def _refusal(what: str, error: nats.js.errors.APIError) -> BusError:
     if error.err_code == _MAX_BYTES_EXCEEDED:
+        if not what.startswith("publish"):
+            return BusError(f"cannot {what}: the bucket is full", "take back what is declared and not needed")
         remedy = "it holds what is not stored yet: see that the server runs, or raise stream_max_bytes"
         return BusError(f"cannot {what}: the stream is full", remedy)
     return BusError(f"cannot {what}: {error.description}", "see the log of nats-server (is its disk full?)")

@@ -161,12 +161,12 @@ class Orders:
                     await self._drop(name, order)
 
     async def _drop(self, name: str, order: SuspectOrder) -> None:
-        """Delete an entry that expired; not one that a user renews just now."""
+        """Purge an entry that expired; not one that a user renews just now."""
         bucket = self._bus.bucket(SUSPECT_BUCKET)
         try:
             found = await bucket.get(name)
             if found and found[0] == msgspec.json.encode(order):
-                await bucket.delete(name, found[1])
+                await bucket.purge(name, found[1])
         except BusError as error:
             log.debug("an expired entry stays: %s", error)
             return

@@ -81,6 +81,7 @@ class Suspects:
         """Go on with what an earlier probe knew. Raises StoreError."""
         for name, document in self._journal.orders(SUSPECT_BUCKET).items():
             self._take(name, document)
+        self._forget()
         self._files.look()
         self._maps.adopt()
         self._applied(self._apply())
@@ -121,8 +122,21 @@ class Suspects:
             async with self._lock:
                 due = self._due.is_set() or time.time_ns() >= self._expiry
                 self._due.clear()
+                if due:
+                    self._forget()
                 if await asyncio.to_thread(self._files.look) or due:
                     self._applied(await asyncio.to_thread(self._apply))
+
+    def _forget(self) -> None:
+        """What has expired; the bucket says nothing of it any more."""
+        now = time.time_ns()
+        for name, declared in list(self._declared.items()):
+            if 0 < declared.order.expires <= now:
+                del self._declared[name]
+                try:
+                    self._journal.keep_order(SUSPECT_BUCKET, name, None)
+                except StoreError as e:
+                    self._problem("journal", e)
 
     def _applied(self, changed: bool) -> None:
         if changed:
