@@ -1,5 +1,6 @@
 """What users and files declare suspect, on a real bus: in effect once listed, exact by label and entry."""
 
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from eastwest.labels.suspect import parse
 from eastwest.manager.orders import Orders
 from eastwest.meter.rows import TOTAL_ROW
 from eastwest.probe.config import SuspectConfig
-from tests.conftest import Workload
+from tests.conftest import Workload, run
 from tests.system.bus_server import RunningServer, until
 from tests.system.stream import messages
 from tests.system.test_probe import Harness, harness, with_server
@@ -255,6 +256,70 @@ def test_a_probe_that_starts_without_the_bus_takes_nothing_back(
                 assert (await listed(bus))["10.1.0.2/32"].packets == 12
                 await h.becomes({label: 12})
                 assert await suspect_packets(h, label) == 12
+
+    with_orders(tmp_path, test)
+
+
+def test_what_the_bus_has_lost_can_be_taken_back(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """The bus comes back with nothing: probes go on, say what they follow, and stop when they are told to."""
+
+    async def followed(orders: Orders) -> list[str] | None:
+        (answer,) = await orders.ask_enforced(["h"])
+        return answer.selectors if answer else None
+
+    async def follows(orders: Orders, *selectors: str) -> None:
+        async def same() -> bool:
+            return await followed(orders) == list(selectors)
+
+        await until(same, 60)
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup):
+            await orders.declare("10.1.0.2", "", None)
+            await orders.enforce("name=web")
+            await in_effect(bus, "10.1.0.2/32")
+            await follows(orders, "name=web")
+            server.kill()
+            shutil.rmtree(tmp_path / "nats" / "jetstream")
+            server.start()
+            async with Bus(server.files.bus_config("server")) as another, Orders(another) as fresh:
+                await follows(fresh, "name=web")
+                with pytest.raises(NotFoundError, match="probes that follow it all the same are told"):
+                    await fresh.take_back("10.1.0.2")
+                with pytest.raises(NotFoundError, match="probes that follow it all the same are told"):
+                    await fresh.release("name=web")
+                await follows(fresh)
+                await in_effect(bus)
+
+    with_orders(tmp_path, test)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_source_that_becomes_anothers_is_not_enforced_any_more(
+    netns: Path, cgroup: Path, tmp_path: Path, room: bool
+) -> None:
+    """A port's other end moves out of an enforced workload: also where no account is left for the new one."""
+
+    async def enforced(orders: Orders) -> list[str]:
+        (answer,) = await orders.ask_enforced(["h"])
+        return [source.port for source in answer.sources] if answer else ["?"]
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            with Workload(netns) as old, Workload(netns) as new:
+                await h.knows(new.name)
+                await h.knows(old.name)
+                meter = h.probe._meter
+                await orders.enforce(f"name={old.name}")
+                await until(lambda: _says(meter.port_sources()[old.ifindex].enforced), 30)
+                assert await enforced(orders) == [old.port]
+                while not room and meter.open_account():
+                    pass
+                run("ip", "-n", old.name, "link", "set", "eth0", "name", "eth1")
+                run("ip", "-n", old.name, "link", "set", "eth1", "netns", new.name)
+                await until(lambda: _says(not meter.port_sources()[old.ifindex].enforced), 30)
+                assert await enforced(orders) == []
+                assert bool(h.probe._booking.problem) is not room
 
     with_orders(tmp_path, test)
 

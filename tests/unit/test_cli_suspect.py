@@ -81,6 +81,7 @@ def test_what_cannot_be_enforced_is_listed_with_the_reason(api: Stub, capsys: Ca
     source = {"label": 7, "name": "web", "host": "h1", "hook": "port", "port": "tap0", "state": "refused"}
     document = {
         "selectors": ["tenant=a"],
+        "stale": ["tenant=b"],
         "sources": [source | {"reason": "another XDP program is on tap0"}],
         "unanswered": [],
     }
@@ -88,6 +89,7 @@ def test_what_cannot_be_enforced_is_listed_with_the_reason(api: Stub, capsys: Ca
     assert cli.main(["enforce", "--list"]) == 0
     shown = capsys.readouterr().out
     assert all(part in shown for part in ("enforced: tenant=a", "tap0", "refused", "another XDP program"))
+    assert "but enforced by probes: tenant=b; end it with --off\n" in shown
     assert cli.main(["enforce", "--list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == document
 

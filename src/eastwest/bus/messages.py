@@ -244,6 +244,8 @@ class EnforceAnswer(msgspec.Struct, frozen=True):
 
     host: str
     sources: list[Enforced]
+    selectors: list[str] = []
+    """The orders that the probe follows."""
 
 
 class HookCount(msgspec.Struct, frozen=True):

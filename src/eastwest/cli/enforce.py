@@ -70,7 +70,10 @@ def _show(document: Row, as_json: bool) -> None:
         return
     for selector in document["selectors"]:
         click.echo(printable(f"enforced: {selector}"))
-    nothing = "no workload is chosen" if document["selectors"] else "nothing is enforced"
+    for selector in document["stale"]:
+        click.echo(printable(f"not ordered any more, but enforced by probes: {selector}; end it with --off"))
+    known = document["selectors"] or document["stale"]
+    nothing = "no workload is chosen" if known else "nothing is enforced"
     show_table(COLUMNS, document["sources"], nothing, lambda row: "bold red" if row["reason"] else "")
     for host in document["unanswered"]:
         click.echo(printable(f"the probe of {host} does not answer"))

@@ -283,9 +283,13 @@ class EnforcedSource(BaseModel):
 
 
 class Enforcement(BaseModel):
-    """The orders, and what became of them; `unanswered`: hosts that did not say."""
+    """The orders, and what became of them; `unanswered`: hosts that did not say.
+
+    `stale`: selectors that probes follow though the bus has no such order any more.
+    """
 
     selectors: list[str]
+    stale: list[str]
     sources: list[EnforcedSource]
     unanswered: list[str]
 

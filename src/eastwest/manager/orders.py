@@ -33,6 +33,8 @@ _MOST_ENFORCED = 1_000
 _ANSWER_SECONDS = 4.0
 _EXPIRY_SECONDS = 5.0
 _LATEST = 1 << 62
+_TOLD = "; probes that follow it all the same are told to stop"
+"""An order that a bus lost goes on at the probes: taking it back works without the manager knowing it."""
 
 T = TypeVar("T", SuspectOrder, EnforceOrder)
 Answer = TypeVar("Answer", SuspectAnswer, EnforceAnswer)
@@ -81,12 +83,18 @@ class Orders:
         return order
 
     async def take_back(self, what: str) -> SuspectOrder:
-        """It is not suspect any more. RefusedError, NotFoundError, BusError."""
+        """It is not suspect any more. RefusedError, BusError.
+
+        NotFoundError where that is not known to have been declared; probes are told all the same.
+        """
         target = suspect.parse(what)
-        if target.name not in self._suspects:
-            raise NotFoundError(f"'{target.text}' is not declared suspect", "see: eastwest suspect list")
         await self._bus.bucket(SUSPECT_BUCKET).delete(target.name)
-        return self._suspects.pop(target.name, SuspectOrder(target.text, "", 0, 0))
+        order = self._suspects.pop(target.name, None)
+        if order is None:
+            raise NotFoundError(
+                f"'{target.text}' is not declared suspect{_TOLD}", "see: eastwest suspect list"
+            )
+        return order
 
     async def enforce(self, text: str) -> EnforceOrder:
         """Have the suspect packets of selected workloads dropped. RefusedError, BusError."""
@@ -99,12 +107,16 @@ class Orders:
         return order
 
     async def release(self, text: str) -> EnforceOrder:
-        """Drop nothing any more by this order. RefusedError, NotFoundError, BusError."""
+        """Drop nothing any more by this order. RefusedError, BusError.
+
+        NotFoundError where that is not known to have been ordered; probes are told all the same.
+        """
         selector, name = _selector(text)
-        if name not in self._enforced:
-            raise NotFoundError(f"'{selector}' is not enforced", "see: eastwest enforce --list")
         await self._bus.bucket(ENFORCE_BUCKET).delete(name)
-        return self._enforced.pop(name, EnforceOrder(selector, 0))
+        order = self._enforced.pop(name, None)
+        if order is None:
+            raise NotFoundError(f"'{selector}' is not ordered{_TOLD}", "see: eastwest enforce --list")
+        return order
 
     async def ask_suspects(self, hosts: list[str]) -> list[SuspectAnswer | None]:
         """What each probe answers; None where it does not."""

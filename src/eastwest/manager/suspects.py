@@ -72,8 +72,11 @@ class SuspectDesk:
             if answer
             for source in answer.sources
         ]
+        selectors = [order.selector for order in self._orders.enforced]
+        followed = {selector for answer in answers if answer for selector in answer.selectors}
         return models.Enforcement(
-            selectors=[order.selector for order in self._orders.enforced],
+            selectors=selectors,
+            stale=sorted(followed.difference(selectors)),
             sources=sorted(sources, key=lambda source: (source.label, source.host, source.port)),
             unanswered=_silent(hosts, answers),
         )

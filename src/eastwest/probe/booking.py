@@ -180,5 +180,6 @@ class Booking:
                     "no account is left for a workload that became known; set a larger [probe] accounts"
                 )
         else:
+            life.given_up &= label is None
             # Also where nobody claims it for the moment: what users say of its label holds.
             self._lives.tell_kernel(life)

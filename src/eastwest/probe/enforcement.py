@@ -39,7 +39,7 @@ class Enforcement:
         self._journal = journal
         self._bus = bus
         self._changed = changed
-        self._orders: dict[str, Selector] = {}
+        self._orders: dict[str, tuple[str, Selector]] = {}
         self._sources: dict[int, Enforced] = {}
         self._attached: set[int] = set()
         self._problem: str | None = None
@@ -75,7 +75,8 @@ class Enforcement:
         if document is None:
             return
         try:
-            self._orders[name] = Selector.parse(msgspec.json.decode(document, type=EnforceOrder).selector)
+            text = msgspec.json.decode(document, type=EnforceOrder).selector
+            self._orders[name] = text, Selector.parse(text)
         except (ValueError, RecursionError, msgspec.MsgspecError, EastwestError) as e:
             self._say(f"an order to enforce '{name[:32]}' is refused: {e}")
 
@@ -101,7 +102,7 @@ class Enforcement:
         if not self._orders or not label:
             return False
         seen = self._registry.seen(label)
-        return seen is not None and any(selector.matches(seen) for selector in self._orders.values())
+        return seen is not None and any(selector.matches(seen) for _, selector in self._orders.values())
 
     def _prepare(self, ifindex: int) -> str:
         """Have the port's XDP program there; the reason where that is refused."""
@@ -121,6 +122,10 @@ class Enforcement:
             self._attached.discard(row.ifindex)
             self._enforcer.detach(row.ifindex)
 
+    def move(self, row: AccountRow) -> None:
+        """The source is another workload's now; its hooks are as they were."""
+        self._sources.pop(row.account, None)
+
     def forget(self, row: AccountRow) -> None:
         """The source is gone, and its hooks with it."""
         self._sources.pop(row.account, None)
@@ -128,4 +133,5 @@ class Enforcement:
 
     async def answer(self, _: bytes) -> bytes:
         """What is enforced here, as an `EnforceAnswer`."""
-        return msgspec.json.encode(EnforceAnswer(self._host, list(self._sources.values())))
+        selectors = [text for text, _ in self._orders.values()]
+        return msgspec.json.encode(EnforceAnswer(self._host, list(self._sources.values()), selectors))

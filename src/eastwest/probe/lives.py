@@ -34,6 +34,8 @@ class Life:
     closing: int = 0
     serial: int | None = None
     """Of the interface that it is attached to, as the inventory numbers them; None: not known yet."""
+    given_up: bool = False
+    """Another workload has its source, for which no account is left: orders of this one do not hold."""
     unknown_since: float = 0.0
     """When its cgroup was first found to be one that the inventory does not know (monotonic s); 0: never."""
 
@@ -166,7 +168,7 @@ class Lives:
         if life.closing:
             return
         suspect = self._registry.traffic_class(life.row.label) == "suspect"
-        enforced = self._enforcement.decide(life.row)
+        enforced = not life.given_up and self._enforcement.decide(life.row)
         source = Source(life.row.label, life.row.account, suspect, enforced)
         if source != life.source:
             if life.row.ifindex:
@@ -182,10 +184,13 @@ class Lives:
 
         False where no account is left.
         """
+        row = old.row
+        self._enforcement.move(row)
         account = self._meter.open_account()
         if not account:
+            old.given_up = True
+            self.tell_kernel(old)
             return False
-        row = old.row
         life = self.open(account, Source(0, account), port=row.port, ifindex=row.ifindex, cgroup=row.cgroup)
         life.serial = old.serial
         self.decide(life, label)
