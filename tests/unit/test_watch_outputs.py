@@ -136,6 +136,34 @@ class Broken:
         raise Undelivered("no", again=False)
 
 
+class Faulty:
+    """A way that fails once in a manner that nobody thought of."""
+
+    name = "faulty"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def send(self, alert: object) -> None:
+        self.calls += 1
+        if self.calls == 1:
+            raise UnicodeError("label too long")
+
+
+def test_an_unexpected_error_does_not_end_an_output() -> None:
+    """It is counted and named, not tried again; the next notification goes out."""
+
+    async def scenario() -> None:
+        async with Output(Faulty(), queue=10, per_minute=10, attempts=5) as output:
+            output.tell(ALERT)
+            await told(output, 0, 1)
+            assert output.problem == "faulty: cannot send (UnicodeError); notifications dropped: gave_up 1"
+            output.tell(ALERT)
+            await told(output, 1, 1)
+
+    asyncio.run(scenario())
+
+
 def test_queue_and_rate_are_bounded_and_the_rest_is_counted() -> None:
     """One is on its way, two wait, the fourth finds the queue full; and no more than five in a minute."""
 
@@ -204,11 +232,38 @@ def test_syslog_arrives_at_a_real_socket(tmp_path: Path, family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "localhost", "tcp://h:1", "udp://", "udp://h:x", "unix://log", "unix:log"]
+    "address",
+    [
+        "",
+        "localhost",
+        "tcp://h:1",
+        "udp://",
+        "udp://h:x",
+        "unix://log",
+        "unix:log",
+        "unix:///a\0b",
+        "udp://log..example.com:514",
+        "udp://" + "a" * 64 + ".example.com",
+        "udp://a b:514",
+    ],
 )
 def test_wrong_syslog_addresses_are_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="write udp://HOST:514 or unix:///dev/log"):
         parse(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "", "ftp://x", "hooks", "http://", "https://hooks:port/x", "https://hooks/\nx", "https://hooks:70000/",
+        "https://log..example.com/", "https://" + "a" * 64 + ".example.com/", "https://a b/",
+    ],
+)  # fmt: skip
+def test_wrong_webhook_addresses_are_refused(address: str) -> None:
+    """At the start, not when somebody is to be told; the address may hold a secret and is not shown."""
+    with pytest.raises(ConfigError) as caught:
+        Webhook(address, None, 10)
+    assert str(caught.value) == "webhook_url of [alerts] is no address; write http://… or https://…"
 
 
 @pytest.mark.parametrize("text", ["", "no header", "Bad Name: x", "A: b\nC: d", "Ä: x"])
@@ -225,7 +280,7 @@ def test_a_header_file_without_a_header_is_refused(tmp_path: Path, text: str) ->
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        (AlertsConfig, {"interval_seconds": 0}), (AlertsConfig, {"webhook_url": "ftp://x"}),
+        (AlertsConfig, {"interval_seconds": 0}), (AlertsConfig, {"attempts": 0}),
         (AlertsConfig, {"syslog_facility": 24}), (AlertsConfig, {"per_minute": 0}),
         (DetectConfig, {"window_seconds": 0}), (DetectConfig, {"port_scan_ports": 70_000}),
     ],

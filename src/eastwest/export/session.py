@@ -7,17 +7,16 @@ peer goes. So what was lost with a connection can be counted.
 import array
 import asyncio
 import fcntl
-import re
 import socket
 from collections import deque
 from urllib.parse import urlsplit
 
+from eastwest.bus.address import is_host
 from eastwest.errors import ConfigError
 
 PORT = 4739
 """https://www.iana.org/assignments/service-names-port-numbers: ipfix"""
 
-_HOST = re.compile(rb"[A-Za-z0-9_.:%-]{1,253}")
 _SIOCOUTQ = 0x5411
 _CONNECT_SECONDS = 5.0
 _UNREAD_MILLISECONDS = 60_000
@@ -32,8 +31,7 @@ def parse(url: str) -> tuple[socket.SocketKind, str, int]:
         port = PORT if parts.port is None else parts.port
         if not port or parts.path or parts.query or parts.fragment or parts.username:
             raise ValueError
-        # What is no name fails here, not with a UnicodeError when it is looked up.
-        if not _HOST.fullmatch((parts.hostname or "").encode("idna")):
+        if not is_host(parts.hostname):
             raise ValueError
     except (ValueError, KeyError):
         # Without the text: who puts a password there would read it in a log.

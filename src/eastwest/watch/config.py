@@ -1,7 +1,6 @@
 """Settings of the watcher."""
 
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -39,8 +38,6 @@ class AlertsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                 raise ConfigError(f"{name} of [alerts] must be at least 1", "correct it")
         if not 0 <= self.syslog_facility <= 23:
             raise ConfigError("syslog_facility of [alerts] is out of range", "choose 0 to 23")
-        if self.webhook_url and urlsplit(self.webhook_url).scheme not in ("http", "https"):
-            raise ConfigError("webhook_url of [alerts] is no address", "write http://… or https://…")
 
 
 class DetectConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -103,6 +103,9 @@ class Output:
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _LONGEST_DELAY)
                 continue
+            except Exception as error:  # noqa: BLE001 (one output must not end the server)
+                self._note(f"cannot send ({type(error).__name__})")
+                break
             self.sent += 1
             self._note("")
             return

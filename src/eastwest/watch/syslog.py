@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from eastwest.bus.address import is_host
 from eastwest.errors import ConfigError
 from eastwest.watch.outputs import Document, Undelivered
 
@@ -58,9 +59,10 @@ def parse(address: str) -> tuple[str, tuple[str, int]]:
     """The path of a local socket, or else (empty) host and port. Raises ConfigError."""
     try:
         parts = urlsplit(address)
-        if parts.scheme == "udp" and parts.hostname and parts.path in ("", "/"):
-            return "", (parts.hostname, parts.port or 514)
-        if parts.scheme == "unix" and not parts.netloc and Path(parts.path).is_absolute():
+        if parts.scheme == "udp" and is_host(parts.hostname) and parts.path in ("", "/"):
+            return "", (str(parts.hostname), parts.port or 514)
+        local = parts.scheme == "unix" and not parts.netloc and "\0" not in parts.path
+        if local and Path(parts.path).is_absolute():
             return parts.path, ("", 0)
     except ValueError:
         pass

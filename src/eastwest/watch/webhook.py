@@ -4,6 +4,7 @@ from pathlib import Path
 
 import httpx
 
+from eastwest.bus.address import is_host
 from eastwest.errors import ConfigError
 from eastwest.watch.outputs import Document, Undelivered
 
@@ -12,12 +13,12 @@ _TRY_AGAIN = frozenset({408, 425, 429})
 
 class Webhook:
     """POSTs to `url`. `header_file`: one line like `Authorization: Bearer …`, read at each request and never
-    logged; nor is the address, which may hold a secret itself."""
+    logged; nor is the address, which may hold a secret itself. Raises ConfigError for what is no address."""
 
     name = "webhook"
 
     def __init__(self, url: str, header_file: Path | None, seconds: float) -> None:
-        self._url = url
+        self._url = parse(url)
         self._header_file = header_file
         self._seconds = seconds
 
@@ -41,6 +42,18 @@ class Webhook:
             return header(self._header_file)
         except ConfigError as error:
             raise Undelivered(str(error)) from None
+
+
+def parse(text: str) -> httpx.URL:
+    """An address of HTTP. Raises ConfigError, which does not show it."""
+    try:
+        url = httpx.URL(text)
+        named = is_host(url.host) and "%" not in url.host
+        if url.scheme in ("http", "https") and named and (url.port or 1) < 65536:
+            return url
+    except httpx.InvalidURL:
+        pass
+    raise ConfigError("webhook_url of [alerts] is no address", "write http://… or https://…") from None
 
 
 def header(path: Path) -> dict[str, str]:
