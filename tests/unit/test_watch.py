@@ -106,7 +106,7 @@ def test_what_is_unknown_stays_as_it_is_for_an_hour() -> None:
 
 
 def test_a_silenced_alert_is_told_when_the_silence_ends() -> None:
-    """Never while it holds, neither of its beginning nor of its end."""
+    """Not while it holds; that it ended in silence is noted."""
     book = Book(10)
     changes = book.apply([finding()], moment(1, silenced=True))
     (alert,) = changes.changed.values()
@@ -115,7 +115,8 @@ def test_a_silenced_alert_is_told_when_the_silence_ends() -> None:
     book.apply([finding()], moment(3, silenced=True))
     book.apply([], moment(4, silenced=True))
     changes = book.apply([], moment(5, silenced=True))
-    assert (alert.state, changes.resolved, list(changes.changed)) == ("resolved", [], [alert.id])
+    assert (alert.state, changes.resolved, list(changes.changed)) == ("resolved", [alert], [alert.id])
+    assert changes.silenced == {alert.id}
 
 
 def test_there_is_room_for_so_many_alerts() -> None:

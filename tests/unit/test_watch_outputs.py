@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -88,13 +89,13 @@ def test_webhook_posts_the_alert_with_its_header_and_tries_again(
             receiver.statuses = [500, 429]
             way = Webhook(receiver.url, secret, 10)
             async with Output(way, queue=10, per_minute=10, attempts=5) as output:
-                output.tell(ALERT)
+                output.offer(ALERT)
                 await told(output, 1, 0)
                 assert output.problem is None
                 assert [body for _, body in receiver.received] == [ALERT] * 3
                 assert {h["Authorization"] for h, _ in receiver.received} == {"Bearer t0psecret"}
                 receiver.statuses = [404]
-                output.tell(ALERT)
+                output.offer(ALERT)
                 await told(output, 1, 1)
                 assert len(receiver.received) == 4  # what is refused is not said again
                 assert output.problem == "webhook: answered with 404; notifications dropped: gave_up 1"
@@ -111,7 +112,7 @@ def test_nobody_listens() -> None:
 
     async def scenario() -> None:
         async with Output(Webhook(url, None, 10), queue=10, per_minute=10, attempts=2) as output:
-            output.tell(ALERT)
+            output.offer(ALERT)
             await told(output, 0, 1)
             assert output.problem == "webhook: no answer (ConnectError); notifications dropped: gave_up 1"
 
@@ -155,31 +156,44 @@ def test_an_unexpected_error_does_not_end_an_output() -> None:
 
     async def scenario() -> None:
         async with Output(Faulty(), queue=10, per_minute=10, attempts=5) as output:
-            output.tell(ALERT)
+            output.offer(ALERT)
             await told(output, 0, 1)
             assert output.problem == "faulty: cannot send (UnicodeError); notifications dropped: gave_up 1"
-            output.tell(ALERT)
+            output.offer(ALERT)
             await told(output, 1, 1)
 
     asyncio.run(scenario())
 
 
-def test_queue_and_rate_are_bounded_and_the_rest_is_counted() -> None:
-    """One is on its way, two wait, the fourth finds the queue full; and no more than five in a minute."""
+def test_queue_and_rate_are_bounded() -> None:
+    """One is on its way, two wait, the fourth finds no room; and no more than five in a minute."""
 
     async def scenario() -> None:
         async with Output(Stuck(), queue=2, per_minute=100, attempts=1) as output:
-            output.tell(ALERT)
+            assert output.offer(ALERT)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            for _ in range(3):
-                output.tell(ALERT)
-            assert dict(output.dropped) == {"queue_full": 1}
+            assert [output.offer(ALERT) for _ in range(3)] == [True, True, False]
         async with Output(Broken(), queue=10, per_minute=5, attempts=1) as output:
-            for _ in range(9):
-                output.tell(ALERT)
+            assert [output.offer(ALERT) for _ in range(9)] == [True] * 5 + [False] * 4
             await told(output, 0, 5)
-            assert output.dropped["too_many"] == 4
+            assert output.problem == "broken: no; notifications dropped: gave_up 5"
+
+    asyncio.run(scenario())
+
+
+def test_what_was_dropped_is_forgotten_after_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health does not stay bad for ever. The clock is moved: nobody can wait for so long."""
+
+    async def scenario() -> None:
+        async with Output(Broken(), queue=10, per_minute=5, attempts=1) as output:
+            output.offer(ALERT)
+            await told(output, 0, 1)
+            assert output.problem is not None
+            now = time.monotonic()
+            monkeypatch.setattr(time, "monotonic", lambda: now + 3601)
+            assert output.problem is None
+            monkeypatch.undo()
 
     asyncio.run(scenario())
 
@@ -217,13 +231,13 @@ def test_syslog_arrives_at_a_real_socket(tmp_path: Path, family: str) -> None:
             where = f"127.0.0.1:{receiver.getsockname()[1]}" if family == "udp" else f"/{tmp_path}/log"
             way = Syslog(f"{family}://{where}".replace("////", "///"), 16)
             async with Output(way, queue=10, per_minute=10, attempts=1) as output:
-                output.tell(ALERT)
+                output.offer(ALERT)
                 await told(output, 1, 0)
             assert receiver.recv(4096) == format_message(ALERT, 16, way._host)
         if family == "unix":
             (tmp_path / "log").unlink()
             async with Output(way, queue=10, per_minute=10, attempts=1) as output:
-                output.tell(ALERT)
+                output.offer(ALERT)
                 await told(output, 0, 1)
                 assert output.problem is not None
                 assert "cannot send (No such file or directory)" in output.problem

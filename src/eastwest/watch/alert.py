@@ -63,6 +63,8 @@ class Alert(msgspec.Struct, kw_only=True):
     evidence: list[dict[str, Any]] = msgspec.field(default_factory=list)
     watermark: int = 0
     """suspect: up to which evidence (as received, unix ns) it has been told of."""
+    told: dict[str, str] = msgspec.field(default_factory=dict)
+    """Output → which state it was last told."""
 
     @property
     def key(self) -> Key:

@@ -44,6 +44,8 @@ class Changes:
     raised: list[Alert] = field(default_factory=list)
     """Firing from now on, also where a silence has ended."""
     resolved: list[Alert] = field(default_factory=list)
+    silenced: set[str] = field(default_factory=set)
+    """Ids of those resolved while they were silenced."""
     changed: dict[str, Alert] = field(default_factory=dict)
     """By id: all whose document is to be written anew."""
 
@@ -125,11 +127,11 @@ class Book:
         if entry.misses < _MISSES:
             return
         del self._open[alert.key]
-        told = alert.state == "firing"
+        if alert.state == "silenced":
+            changes.silenced.add(alert.id)
         alert.state, alert.resolved_at = "resolved", moment.now
         _write(entry, moment, changes)
-        if told:
-            changes.resolved.append(alert)
+        changes.resolved.append(alert)
 
 
 def _set_state(entry: Open, moment: Moment, changes: Changes) -> None:

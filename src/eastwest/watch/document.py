@@ -7,7 +7,7 @@ import msgspec
 from eastwest.manager.views import rfc3339
 from eastwest.watch.alert import Alert
 
-_HIDDEN = ("watermark",)
+_HIDDEN = ("watermark", "told")
 _TIMES = ("first_seen", "last_seen", "resolved_at")
 
 

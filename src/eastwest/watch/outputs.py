@@ -1,7 +1,8 @@
 """Telling people: what becomes of an alert's beginning and end outside of this process.
 
 Each output has a queue of its own, of bounded length, and a task that empties it: one that is slow or away
-delays nobody else. How often people are told is limited; what is not told, or could not be, is counted.
+delays nobody else. How often people are told is limited. What there is no room for now is not lost: who
+offers it (see `watch.telling`) does so again.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from eastwest.errors import EastwestError
 log = logging.getLogger(__name__)
 
 _MINUTE = 60.0
+_FORGET_SECONDS = 3600.0
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 30.0
 
 Document = Mapping[str, Any]
@@ -43,19 +45,23 @@ class Output:
     """One way out, with its queue, while it is entered."""
 
     def __init__(self, way: Way, queue: int, per_minute: int, attempts: int) -> None:
+        self.name = way.name
         self._way = way
         self._waiting: asyncio.Queue[Document] = asyncio.Queue(queue)
         self._per_minute = per_minute
         self._attempts = attempts
         self._told: deque[float] = deque()
         self._trouble = ""
+        self._troubled = float("-inf")
         self._work = Background()
         self.sent = 0
         self.dropped: Counter[str] = Counter()
-        """Notifications that were not told: too_many (in a minute), queue_full, gave_up."""
+        """Notifications that were not told: gave_up (for now), never_told."""
+        self.outcomes: list[tuple[str, str, bool]] = []
+        """What has become of notifications, for who offered them to take: alert, its state, delivered."""
 
     async def __aenter__(self) -> Self:
-        await self._work.start(self._run(), self._way.name)
+        await self._work.start(self._run(), self.name)
         return self
 
     async def __aexit__(
@@ -65,33 +71,38 @@ class Output:
 
     @property
     def problem(self) -> str | None:
-        """What went wrong last, and what was not told since the start."""
+        """What went wrong within the last hour, and what was not told since the start."""
+        if time.monotonic() - self._troubled > _FORGET_SECONDS:
+            return None
         lost = ", ".join(f"{reason} {count}" for reason, count in sorted(self.dropped.items()))
         if not self._trouble and not lost:
             return None
         parts = [self._trouble, f"notifications dropped: {lost}" if lost else ""]
-        return f"{self._way.name}: {'; '.join(filter(None, parts))}"
+        return f"{self.name}: {'; '.join(filter(None, parts))}"
 
-    def tell(self, alert: Document) -> None:
-        """Have it told; at once it is only queued."""
+    def offer(self, alert: Document) -> bool:
+        """Have it told; at once it is only queued. False: there is no room now."""
         now = time.monotonic()
         while self._told and now - self._told[0] >= _MINUTE:
             self._told.popleft()
-        if len(self._told) >= self._per_minute:
-            self.dropped["too_many"] += 1
-            return
-        try:
-            self._waiting.put_nowait(alert)
-        except asyncio.QueueFull:
-            self.dropped["queue_full"] += 1
-            return
+        if len(self._told) >= self._per_minute or self._waiting.full():
+            return False
+        self._waiting.put_nowait(alert)
         self._told.append(now)
+        return True
+
+    def drop(self, reason: str) -> None:
+        """Count a notification that is not told."""
+        self.dropped[reason] += 1
+        self._troubled = time.monotonic()
 
     async def _run(self) -> None:
         while True:
-            await self._deliver(await self._waiting.get())
+            alert = await self._waiting.get()
+            delivered = await self._deliver(alert)
+            self.outcomes.append((alert["id"], alert["state"], delivered))
 
-    async def _deliver(self, alert: Document) -> None:
+    async def _deliver(self, alert: Document) -> bool:
         delay = _FIRST_DELAY
         for attempt in range(1, self._attempts + 1):
             try:
@@ -108,10 +119,13 @@ class Output:
                 break
             self.sent += 1
             self._note("")
-            return
-        self.dropped["gave_up"] += 1
+            return True
+        self.drop("gave_up")
+        return False
 
     def _note(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:
-            log.warning("%s: %s", self._way.name, trouble)
+            log.warning("%s: %s", self.name, trouble)
         self._trouble = trouble
+        if trouble:
+            self._troubled = time.monotonic()

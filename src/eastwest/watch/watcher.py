@@ -25,11 +25,11 @@ from eastwest.watch.config import AlertsConfig, DetectConfig
 from eastwest.watch.definition import Definition, check_silence
 from eastwest.watch.desired import Kept, Silences, Watches
 from eastwest.watch.detectors import Detectors
-from eastwest.watch.document import document
 from eastwest.watch.horizon import Horizons
 from eastwest.watch.outputs import Output, Way
 from eastwest.watch.suspects import Suspects
 from eastwest.watch.syslog import Syslog
+from eastwest.watch.telling import Telling
 from eastwest.watch.webhook import Webhook, header
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Watcher:
         self._detectors = Detectors(detect or DetectConfig(), store, self._horizons)
         self._book = Book(config.max_open)
         self._outputs = _outputs(config)
+        self._telling = Telling(self._outputs, config.max_open)
         self._workloads: list[Workload] = []
         self._verdict = Verdict()
         self._unwritten: dict[str, Alert] = {}
@@ -153,7 +154,9 @@ class Watcher:
             await asyncio.sleep(max(0.0, self._config.interval_seconds - (time.monotonic() - begun)))
 
     async def _restore(self) -> None:
-        found = _readable(await self._store.alerts(True, 0, self._config.max_open))
+        stored = _readable(await self._store.alerts(True, 0, 2 * self._config.max_open))
+        self._telling.restore(alert for alert in stored if alert.state == "resolved")
+        found = [alert for alert in stored if alert.state != "resolved"]
         self._book.restore(found, time.monotonic())
         self._suspects.restore(found, time.time_ns())
         self._shown = self._book.alerts
@@ -182,10 +185,15 @@ class Watcher:
         self._unwritten |= changes.changed
         await self._show_flows(changes, findings)
         self._shown = self._book.alerts
-        for alert in [*changes.raised, *changes.resolved]:
-            for output in self._outputs:
-                output.tell(document(alert))
+        self._tell(changes)
         await self._write()
+
+    def _tell(self, changes: Changes) -> None:
+        """Tell people; what they were told is written with the rest."""
+        for alert in changes.resolved:
+            self._telling.ended(alert, alert.id in changes.silenced)
+        told = self._telling.learn(self._shown) + self._telling.tell(self._shown, time.time_ns())
+        self._unwritten |= {alert.id: alert for alert in told}
 
     def _silenced(self) -> tuple[set[str], set[int]]:
         """Ids of alerts, and labels, that are silenced now."""
@@ -212,11 +220,15 @@ class Watcher:
 
     async def _write(self) -> None:
         states = [
-            StoredAlert(alert.id, alert.state != "resolved", alert.last_seen, msgspec.json.encode(alert))
+            StoredAlert(alert.id, self._is_open(alert), alert.last_seen, msgspec.json.encode(alert))
             for alert in self._unwritten.values()
         ]
         await self._store.put_alerts(states)
         self._unwritten = {}
+
+    def _is_open(self, alert: Alert) -> bool:
+        """Whether it is to be read again at the next start."""
+        return alert.state != "resolved" or self._telling.owed(alert)
 
     def _report(self, problem: str | None) -> None:
         if problem != self._problem and problem is not None:
