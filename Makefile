@@ -25,7 +25,7 @@ test: setup lint $(VENV)/.test-packages
 	$(BIN)/pytest
 
 # The kernel tests on Debian 12's own kernel (6.1: no TCX, no namespace cookie), in QEMU without KVM; there all is
-# some twenty times slower, so the two that repeat a thing most are left out.
+# some twenty times slower, so those that repeat a thing most are left out.
 test-kernel-6.1: setup
 	$(call install,netbase $(VM_PACKAGES))
 	$(BIN)/python -m tests.vm.run $(VENV)/vm tests/kernel -k '"not 10000 and not million"'

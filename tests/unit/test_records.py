@@ -2,7 +2,7 @@
 
 import pytest
 
-from eastwest.kernel.records import METER_OBJECT, enumeration, record
+from eastwest.kernel.records import METER_OBJECT, TAP_OBJECT, enumeration, record
 from eastwest.meter.rows import FLOW_ROW, LOSSES, TOTAL_ROW
 from tests.conftest import require
 
@@ -20,6 +20,15 @@ def test_every_byte_of_a_record_is_declared(name: str) -> None:
     """Padding is explicit, so no field is where the compiler alone put it and no byte is left unset."""
     layout = record(name)
     assert sum(layout[field].itemsize for field in layout.names or ()) == layout.itemsize
+
+
+@pytest.mark.parametrize("name", ["tap_order", "tap_point", "tap_count", "ring", "epb_head", "epb_tail"])
+def test_every_byte_of_a_taps_record_is_declared(name: str) -> None:
+    """As above; and a ring's two halves do not share a cache line."""
+    layout = record(name, TAP_OBJECT)
+    assert sum(layout[field].itemsize for field in layout.names or ()) == layout.itemsize
+    if name == "ring":
+        assert (layout.fields or {})["tail"][1] == layout.itemsize // 2 == 128
 
 
 @pytest.mark.parametrize("name", PER_CPU)

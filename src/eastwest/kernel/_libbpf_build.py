@@ -25,6 +25,7 @@ __u32 bpf_map__value_size(const struct bpf_map *map);
 __u32 bpf_map__max_entries(const struct bpf_map *map);
 int bpf_map__type(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, __u32 max_entries);
+int bpf_map__set_inner_map_fd(struct bpf_map *map, int fd);
 int bpf_map__set_initial_value(struct bpf_map *map, const void *data, size_t size);
 int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
 int libbpf_num_possible_cpus(void);
@@ -34,6 +35,9 @@ int bpf_prog_load(int prog_type, const char *prog_name, const char *license, con
                   size_t insn_cnt, const struct bpf_prog_load_opts *opts);
 
 /* maps by descriptor */
+struct bpf_map_create_opts { size_t sz; __u32 map_flags; ...; };
+int bpf_map_create(int map_type, const char *map_name, __u32 key_size, __u32 value_size, __u32 max_entries,
+                   const struct bpf_map_create_opts *opts);
 int bpf_map_update_elem(int fd, const void *key, const void *value, __u64 flags);
 int bpf_map_lookup_elem(int fd, const void *key, void *value);
 int bpf_map_delete_elem(int fd, const void *key);
@@ -79,6 +83,16 @@ int ring_buffer__consume(struct ring_buffer *rb);
 int ring_buffer__epoll_fd(const struct ring_buffer *rb);
 extern "Python" int ring_buffer_event(void *ctx, void *data, size_t size);
 
+/* rings in mapped memory */
+#define RING_PAGE ...
+#define RING_BEYOND ...
+struct ring { __u64 wake_at; ...; };
+__u64 east_ring_end(struct ring *ring, __u64 from, __u64 mask);
+__u64 east_ring_tail(struct ring *ring);
+void east_ring_free(struct ring *ring, __u64 tail);
+int east_ring_arm(struct ring *ring, __u64 at);
+__u64 east_ring_boundary(struct ring *ring, __u64 from, __u64 limit, __u64 mask, uint64_t *blocks);
+
 /* types */
 struct btf;
 struct btf_type { __u32 name_off; __u32 info; union { __u32 size; __u32 type; }; };
@@ -86,6 +100,8 @@ struct btf_member { __u32 name_off; __u32 type; __u32 offset; };
 struct btf_array { __u32 type; __u32 index_type; __u32 nelems; };
 struct btf_enum { __u32 name_off; __s32 val; };
 struct btf *btf__parse(const char *path, void *btf_ext);
+struct btf *btf__load_vmlinux_btf(void);
+void btf__free(struct btf *btf);
 __s32 btf__find_by_name_kind(const struct btf *btf, const char *name, __u32 kind);
 const struct btf_type *btf__type_by_id(const struct btf *btf, __u32 id);
 const char *btf__name_by_offset(const struct btf *btf, __u32 offset);
@@ -121,6 +137,7 @@ ffi.set_source(
     #include <bpf/bpf.h>
     #include <bpf/btf.h>
     #include <bpf/libbpf.h>
+    #include "reading.h"
 
     static struct btf_member *east_btf_members(const struct btf_type *t) { return btf_members(t); }
     static struct btf_array *east_btf_array(const struct btf_type *t) { return btf_array(t); }
@@ -155,6 +172,8 @@ ffi.set_source(
     }
     """,
     libraries=["bpf"],
+    include_dirs=["src/eastwest/kernel/include"],
+    depends=["src/eastwest/kernel/include/reading.h", "src/eastwest/kernel/include/ring.h"],
     py_limited_api=True,
 )
 

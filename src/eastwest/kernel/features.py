@@ -6,6 +6,7 @@ import struct
 from eastwest.kernel._libbpf import ffi, lib
 
 _CGROUP_SKB = 8  # enum bpf_prog_type
+_FUNCTION = 12  # BTF_KIND_FUNC
 _GET_NETNS_COOKIE = 122  # enum bpf_func_id
 _CALL, _MOVE, _EXIT = 0x85, 0xB7, 0x95
 
@@ -27,3 +28,14 @@ def cgroup_programs_see_netns_cookie() -> bool:
         return False
     os.close(descriptor)
     return True
+
+
+def programs_hold_irqs() -> bool:
+    """Whether a program may hold interrupts off on its CPU (bpf_local_irq_save(), Linux 6.14)."""
+    btf = lib.btf__load_vmlinux_btf()
+    if not btf:
+        return False
+    try:
+        return bool(lib.btf__find_by_name_kind(btf, b"bpf_local_irq_save", _FUNCTION) > 0)
+    finally:
+        lib.btf__free(btf)

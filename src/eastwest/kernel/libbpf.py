@@ -188,6 +188,12 @@ class Object:
             if name in entries:
                 checked(lib.bpf_map__set_max_entries(handle, entries[name]), f"map {name}")
 
+    def set_inner(self, name: str, like: int) -> None:
+        """Have the maps in a map of maps be like the one of this descriptor, before loading."""
+        for found, handle in self._handles():
+            if found == name:
+                checked(lib.bpf_map__set_inner_map_fd(handle, like), f"map {name}")
+
     def set_tunables(self, value: bytes) -> None:
         """Fill the object's `const volatile` struct of tunables before loading."""
         for name, handle in self._handles():

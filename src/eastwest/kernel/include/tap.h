@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * What a tap shares with user space: who is tapped for whom, what was counted, and the buffers that packets
+ * are written to. Python reads the layouts from the object's BTF. Padding is explicit.
+ */
+#ifndef EASTWEST_TAP_H
+#define EASTWEST_TAP_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_helpers.h>
+
+#include "ring.h"
+
+enum tap_sizes {
+	TAP_ORDERS = 16,	     /* at one port or cgroup */
+	TAP_DESTINATIONS = 256,
+	TAP_STREAMS = 4096,	     /* an order at a port or cgroup */
+	TAP_CAPTURE = 122880,	     /* longest copy of a packet; what is beyond is cut */
+};
+
+/* One order at one port or cgroup. */
+struct tap_order {
+	__u32 destination;
+	__u32 interface; /* the pcapng interface's number in the destination's section */
+	__u32 stream;	 /* index of its counters */
+	__u32 snaplen;
+	__u32 service;
+	__u32 pad;
+};
+
+/* What is copied at a port or cgroup. Orders are the lowest bits of what a filter answers. */
+struct tap_point {
+	__u64 filtered; /* orders that take what the filters at `place` say */
+	__u64 every;	/* orders that take every packet */
+	__u32 label;
+	__u32 place;
+	__u32 orders;
+	__u32 pad;
+	struct tap_order order[TAP_ORDERS];
+};
+
+/* On one CPU: matched = written + every loss. */
+struct tap_count {
+	__u64 matched;
+	__u64 not_matched;
+	__u64 written;
+	__u64 written_bytes; /* of packets, as far as they were copied */
+	__u64 buffer_full;   /* lost: the destination did not take what was there */
+	__u64 busy;	     /* lost: came in between while this CPU was writing to the same buffer */
+	__u64 load_failed;   /* lost: the kernel did not hand out the packet's bytes */
+	__u64 no_buffer;     /* lost: the destination is gone */
+	__u64 unreported;    /* of the losses, those that no block's epb_dropcount has told yet */
+};
+
+/* Ports by index of the interface, cgroups by id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TAP_STREAMS);
+	__type(key, __u32);
+	__type(value, struct tap_point);
+} port_points SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TAP_STREAMS);
+	__type(key, __u64);
+	__type(value, struct tap_point);
+} cgroup_points SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, TAP_STREAMS);
+	__type(key, __u32);
+	__type(value, struct tap_count);
+} tap_counts SEC(".maps");
+
+/* A destination's rings: an element per CPU, its size chosen before loading. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, TAP_DESTINATIONS);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_ARRAY);
+		__uint(map_flags, BPF_F_MMAPABLE);
+		__uint(max_entries, 1);
+		__type(key, __u32);
+		__uint(value_size, 2 * RING_BEYOND);
+	});
+} rings SEC(".maps");
+
+/* How far CLOCK_TAI is ahead of UTC, ns. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __s64);
+} tai_offset SEC(".maps");
+
+/* Destinations whose reader sleeps and has something to read. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} tap_wakes SEC(".maps");
+
+#endif

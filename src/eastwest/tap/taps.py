@@ -1,0 +1,253 @@
+"""The kernel side of copying: loads the tap, attaches it, tells it what to copy from where to which rings.
+
+Nothing is pinned: links end with the process, and a dead probe copies nothing. (Classic filters, before Linux
+6.6, stay: they fill the rings that nobody reads, and the next attach of the same handle replaces them.)
+"""
+
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from eastwest.errors import MissingFeature, RefusedError
+from eastwest.kernel import attach, features
+from eastwest.kernel.events import RingBuffer
+from eastwest.kernel.libbpf import Map, Object, possible_cpus
+from eastwest.kernel.netns import OWN, cookie, inside
+from eastwest.kernel.records import TAP_OBJECT, enumeration, record
+from eastwest.kernel.rings import Rings, create
+from eastwest.tap.config import TapConfig
+
+_SIZES = enumeration("tap_sizes", TAP_OBJECT)
+CAPTURE = _SIZES["TAP_CAPTURE"]
+"""Bytes that are copied of a packet at most."""
+
+SHORTEST_SNAPLEN = 32
+_COUNT = record("tap_count", TAP_OBJECT)
+_POINT = record("tap_point", TAP_OBJECT)
+_SECOND = 1_000_000_000
+
+
+class Order(NamedTuple):
+    """What one order takes at one port or cgroup."""
+
+    destination: int
+    interface: int
+    """The number that the destination's reader gave."""
+
+    stream: int
+    """Index of the counters, which no other order and no other port has."""
+
+    snaplen: int = CAPTURE
+    service: int = 0
+    filtered: bool = False
+    """Whether the filters at the point's place are asked; else every packet is taken."""
+
+
+class Point(NamedTuple):
+    """A port or cgroup: its label, its orders in the order of the filters' bits, and the filters' place."""
+
+    label: int
+    orders: Sequence[Order]
+    place: int = 0
+
+    def pack(self) -> bytes:
+        """The C `tap_point`. Raises RefusedError where it does not hold so much."""
+        if len(self.orders) > _SIZES["TAP_ORDERS"]:
+            raise RefusedError(f"{len(self.orders)} taps at one port", f"at most {_SIZES['TAP_ORDERS']} fit")
+        point = np.zeros(1, _POINT)[0]
+        for bit, order in enumerate(self.orders):
+            if not SHORTEST_SNAPLEN <= order.snaplen <= CAPTURE:
+                raise RefusedError(f"snaplen {order.snaplen}", f"choose {SHORTEST_SNAPLEN} to {CAPTURE}")
+            point["filtered" if order.filtered else "every"] |= np.uint64(1 << bit)
+            fields = (order.destination, order.interface, order.stream, order.snaplen, order.service, 0)
+            point["order"][bit] = fields
+        point["label"], point["place"], point["orders"] = self.label, self.place, len(self.orders)
+        return bytes(point.tobytes())
+
+
+class Taps:
+    """All taps of a host. `handle`: of classic filters, where the kernel has no TCX."""
+
+    def __init__(self, config: TapConfig, handle: int = 1) -> None:
+        self._config = config
+        self._handle = handle
+        self._object = Object(TAP_OBJECT)
+        self._rings: dict[int, Rings] = {}
+        self._links: dict[tuple[str, int], list[int]] = {}
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._wakes: RingBuffer | None = None
+        self._tai_offset: int | None = None
+        self.tcx = True
+
+    def __enter__(self) -> Self:
+        try:
+            self._load()
+        except BaseException:
+            self._object.close()
+            raise
+        return self
+
+    def _load(self) -> None:
+        config, size = self._config, self._config.ring_size
+        known = cookie(config.netns) if features.cgroup_programs_see_netns_cookie() else 0
+        inode = (config.netns or OWN).stat().st_ino
+        holds = features.programs_hold_irqs()
+        self._object.set_tunables(struct.pack("<QIIII", known, inode, size - 1, config.enterprise, holds))
+        like = create(size, possible_cpus())
+        try:
+            self._object.set_inner("rings", like)
+            self._object.load()
+        finally:
+            os.close(like)
+        has_tcx = attach.has_tcx(self.program("tap_port_ingress"))
+        if config.attach == "tcx" and not has_tcx:
+            raise MissingFeature("attach = 'tcx': this kernel has no TCX (Linux 6.6)", "set attach = 'auto'")
+        self.tcx = config.attach == "tcx" or (config.attach == "auto" and has_tcx)
+        self._wakes = RingBuffer(self.map("tap_wakes"), self._wake)
+        self.set_clock()
+
+    def __exit__(self, *_: object) -> None:
+        for kind, number in list(self._links):
+            self._detach(kind, number)
+        if self._wakes:
+            self._wakes.close()
+        self._object.close()
+        for rings in self._rings.values():
+            rings.close()
+        self._rings.clear()
+
+    def program(self, name: str) -> int:
+        return self._object.program(name)
+
+    def map(self, name: str) -> Map:
+        """`port_filters` and `cgroup_filters` are those that points ask."""
+        return self._object.maps[name]
+
+    def set_clock(self) -> None:
+        """Take over how far TAI is ahead of UTC, which the host's time service sets; cheap if it did not."""
+        ahead = time.clock_gettime_ns(time.CLOCK_TAI) - time.clock_gettime_ns(time.CLOCK_REALTIME)
+        offset = round(ahead / _SECOND) * _SECOND
+        if offset != self._tai_offset:
+            self.map("tai_offset").update(bytes(4), offset.to_bytes(8, "little", signed=True))
+            self._tai_offset = offset
+
+    # -- destinations ----------------------------------------------------------------------------------------
+
+    def open_destination(self, number: int, wake: Callable[[], None]) -> Rings:
+        """Rings of its own; `wake` is called when its reader sleeps and there is something to read."""
+        if number in self._rings or not 0 <= number < _SIZES["TAP_DESTINATIONS"]:
+            raise RefusedError(f"destination {number}", f"at most {_SIZES['TAP_DESTINATIONS']} at a time")
+        rings = Rings(self._config.ring_size)
+        try:
+            self._tell(number, rings)
+        except BaseException:
+            rings.close()
+            raise
+        self._rings[number], self._readers[number] = rings, wake
+        return rings
+
+    def _tell(self, number: int, rings: Rings) -> None:
+        self.map("rings").update(number.to_bytes(4, "little"), rings.fd.to_bytes(4, "little"))
+
+    def close_destination(self, number: int) -> None:
+        """Give its memory back. What is still copied for it is lost as `no_buffer`."""
+        # The kernel waits here until no program can be writing to them any more.
+        self.map("rings").delete(number.to_bytes(4, "little"))
+        self._readers.pop(number)
+        self._rings.pop(number).close()
+
+    @property
+    def wake_fd(self) -> int:
+        """Readable when `consume` has somebody to wake."""
+        assert self._wakes
+        return self._wakes.fd
+
+    def consume(self) -> None:
+        """Wake whoever has something to read."""
+        assert self._wakes
+        self._wakes.consume()
+
+    def _wake(self, destination: bytes) -> None:
+        reader = self._readers.get(int.from_bytes(destination, "little"))
+        if reader:
+            reader()
+
+    # -- what is copied --------------------------------------------------------------------------------------
+
+    def set_port(self, ifindex: int, point: Point) -> None:
+        """Every packet of the port meets either what was said before or this."""
+        self._set("port_points", ifindex.to_bytes(4, "little"), point.pack())
+
+    def set_cgroup(self, cgroup: int, point: Point) -> None:
+        """The same for the sockets of one cgroup, by its id; not of those below it."""
+        self._set("cgroup_points", cgroup.to_bytes(8, "little"), point.pack())
+
+    def remove_port(self, ifindex: int) -> None:
+        self._set("port_points", ifindex.to_bytes(4, "little"), None)
+
+    def remove_cgroup(self, cgroup: int) -> None:
+        self._set("cgroup_points", cgroup.to_bytes(8, "little"), None)
+
+    def _set(self, name: str, key: bytes, value: bytes | None) -> None:
+        points = self.map(name)
+        if value is None:
+            used = points.delete(key)
+        else:
+            used = points.lookup(key) is not None
+            points.update(key, value)
+        if used:
+            # The element that was there goes to whoever is set next. A program may still be reading it, and
+            # would copy for that one: wait until none is, as the kernel does where a map of maps changes.
+            for number, rings in self._rings.items():
+                self._tell(number, rings)
+                break
+
+    def count(self, stream: int) -> dict[str, int]:
+        """The counters of a stream over all CPUs; `unreported` is a part of the losses."""
+        value = self.map("tap_counts").lookup(stream.to_bytes(4, "little"))
+        assert value is not None
+        rows: Any = np.frombuffer(value, _COUNT)
+        return {name: int(rows[name].sum()) for name in _COUNT.names or ()}
+
+    # -- hooks -----------------------------------------------------------------------------------------------
+
+    def attach_port(self, ifindex: int) -> None:
+        """Start copying at a port, in the scope's network namespace; call `set_port` first."""
+        links = self._links.setdefault(("port", ifindex), [])
+        with inside(self._config.netns):
+            for direction, point in (("ingress", attach.TCX_INGRESS), ("egress", attach.TCX_EGRESS)):
+                program = self.program(f"tap_port_{direction}")
+                if self.tcx:
+                    links.append(attach.link(program, ifindex, point))
+                else:
+                    attach.clsact_filter(program, ifindex, direction == "egress", self._handle)
+
+    def attach_cgroup(self, path: Path) -> None:
+        """Ask about every packet of the sockets at and below a cgroup."""
+        directory = attach.open_cgroup(path)
+        links = self._links.setdefault(("cgroup", path.stat().st_ino), [])
+        try:
+            for kind, point in (("ingress", attach.CGROUP_INGRESS), ("egress", attach.CGROUP_EGRESS)):
+                links.append(attach.link(self.program(f"tap_cgroup_{kind}"), directory, point))
+        finally:
+            os.close(directory)
+
+    def detach_port(self, ifindex: int) -> None:
+        """Stop copying at a port, there or gone."""
+        self.remove_port(ifindex)
+        self._detach("port", ifindex)
+
+    def detach_cgroup(self, path: Path) -> None:
+        self._detach("cgroup", path.stat().st_ino)
+
+    def _detach(self, kind: str, number: int) -> None:
+        for link in self._links.pop((kind, number), []):
+            os.close(link)
+        if kind == "port" and not self.tcx:
+            with inside(self._config.netns):
+                attach.remove_clsact_filters(number, self._handle)
