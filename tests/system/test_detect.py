@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from eastwest.kernel.netns import inside
@@ -177,6 +178,31 @@ def test_tenants_with_the_same_addresses_are_told_apart(tmp_path: Path) -> None:
                     "a (label 1): port scan from 10.0.0.1 on 10.0.0.2: 150 ports without an answer in 60 s,"
                     " 0 answered"
                 )
+
+    asyncio.run(scenario())
+
+
+def test_one_workload_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It scans five addresses, each more than the other workload its one: room for three is room for that."""
+    monkeypatch.setattr("eastwest.store.detection._MOST", 3)
+    monkeypatch.setattr("eastwest.store.detection._MOST_OF_LABEL", 2)
+
+    async def scenario() -> None:
+        async with site(tmp_path, detect=PATIENT) as s:
+            probe = LiveProbe(s.probe_bus)
+            await probe.workloads(workload(1, "one", tenant="a"), workload(2, "two", tenant="b"))
+            many = [attempts(200, dst=mapped(bytes([10, 0, 1, host]))) for host in range(5)]
+            await probe.count(np.concatenate([*many, attempts(150, label=2)]))
+            async with probe.alive():
+                found = await alerts(s, 3)
+                assert sorted((a["label"], a["figure"]) for a in found) == [
+                    (1, 200.0),
+                    (1, 200.0),
+                    (2, 150.0),
+                ]
+                # It is always the same ones that there is room for.
+                await looked(s, 5)
+                assert {a["id"] for a in await s.get("alerts", all="true")} == {a["id"] for a in found}
 
     asyncio.run(scenario())
 

@@ -131,6 +131,22 @@ def test_there_is_room_for_so_many_alerts() -> None:
     assert book.refused == 0
 
 
+def test_one_workload_does_not_fill_the_book() -> None:
+    """Of its 457 scans 20 are alerts, and the last tells of the others; another workload's is raised, and
+    what is open stays open whatever comes."""
+    book = Book(100)
+    scans = [finding(key=Key("port_scan", "", 1, f"to {number}")) for number in range(457)]
+    other = finding(key=Key("port_scan", "", 2, ""))
+    raised = book.apply([*scans, other], moment(1)).raised
+    assert [alert.label for alert in raised] == [1] * 20 + [2]
+    assert book.refused == 0
+    texts = ["label 1: much"] * 19 + ["label 1: much (and 437 more)", "label 2: much"]
+    for at in (2, 3, 4):
+        assert [alert.text for alert in book.alerts] == texts
+        changes = book.apply([*reversed(scans), other], moment(at))
+        assert (changes.raised, changes.resolved) == ([], [])
+
+
 def test_a_restored_alert_is_the_same_alert() -> None:
     """It is not raised again, and ends like any other."""
     first = Book(10)

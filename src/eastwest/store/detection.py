@@ -20,7 +20,9 @@ from eastwest.store.watching import NS, UNTIL, WITHIN, Window, plain
 
 Kind = Literal["port_scan", "address_sweep", "syn_flood"]
 
-_MOST = 1000
+_MOST = 10_000
+_MOST_OF_LABEL = 500
+"""Of each kind: one workload must not hide the others."""
 _STREAM_PACKETS = 3
 _UNKNOWN = "toUInt32(2147483648)"
 """A label whose realm is not known (its workload's document is still on its way) is one by itself."""
@@ -120,7 +122,9 @@ def patterns(database: Database, window: Window, limits: Limits, realms: Mapping
                uniqExactIf(dst_port, answered AND protocol IN (6, 17)) AS open_ports,
                uniqExactIf(dst, failed) AS addresses, uniqExactIf(dst, answered) AS open_addresses,
                sumIf(packets, half_open) AS syns, countIf(tcp AND answered) AS connections,
-               uniqExactIf(src, half_open) AS sources
+               uniqExactIf(src, half_open) AS sources,
+               multiIf(any_src = 1 AND max(dst_label) > 0, max(dst_label), max(src_label) > 0, max(src_label),
+                       max(dst_label)) AS owner
         FROM ({_ATTEMPTS})
         GROUP BY GROUPING SETS ((realm, src, dst), (realm, src), (realm, dst, dst_port))
         HAVING multiIf(
@@ -128,7 +132,8 @@ def patterns(database: Database, window: Window, limits: Limits, realms: Mapping
             any_dst = 1, {{addresses:UInt32}} > 0 AND addresses >= {{addresses:UInt32}}
                          AND addresses >= open_addresses,
             {{ports:UInt32}} > 0 AND ports >= {{ports:UInt32}} AND ports >= open_ports)
-        ORDER BY syns + addresses + ports DESC LIMIT {_MOST}
+        ORDER BY syns + addresses + ports DESC, src, dst, dst_port
+        LIMIT {_MOST_OF_LABEL} BY any_src, any_dst, owner LIMIT {_MOST}
         """,
         {
             **window.parameters(seconds),
@@ -146,7 +151,7 @@ def patterns(database: Database, window: Window, limits: Limits, realms: Mapping
 
 def _pattern(row: Sequence[Any]) -> Pattern:
     any_src, any_dst, src, dst, port, src_label, dst_label, *figures = row
-    ports, open_ports, addresses, open_addresses, syns, connections, sources = map(int, figures)
+    ports, open_ports, addresses, open_addresses, syns, connections, sources = map(int, figures[:7])
     if any_src:
         kind: Kind = "syn_flood"
         src, figure, answered = "", syns, connections

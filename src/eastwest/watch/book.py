@@ -2,9 +2,13 @@
 
 An alert ends when two evaluations in a row do not find it: a figure that swings about its threshold raises
 one alert, not many. Where nothing can be said (the host is away) it stays as it is, for an hour.
+
+One workload must not fill the book, or nobody would learn of the others: of one kind and label so many are
+open, and the last of them says how many more there are.
 """
 
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -12,6 +16,7 @@ from eastwest.watch.alert import Alert, Finding, Key
 
 _MISSES = 2
 _UNKNOWN_SECONDS = 3600.0
+_MOST_ALIKE = 20
 _KEEP_SECONDS = 30.0
 """An alert that only goes on is written again this often."""
 
@@ -57,6 +62,8 @@ class Book:
         self._limit = limit
         self._open: dict[Key, Open] = {}
         self._pending: dict[Key, float] = {}
+        self._alike: Counter[tuple[object, ...]] = Counter()
+        self._folded: Counter[tuple[object, ...]] = Counter()
         self.refused = 0
         """Findings that the last evaluation raised no alert for: there are `limit` already."""
 
@@ -74,6 +81,7 @@ class Book:
         changes = Changes()
         found = {finding.key: finding for finding in findings}
         self.refused = 0
+        self._alike, self._folded = Counter(map(_group, self._open)), Counter()
         self._pending = {key: since for key, since in self._pending.items() if key in found}
         for key, finding in found.items():
             entry = self._open.get(key) or self._raise(finding, moment)
@@ -81,16 +89,24 @@ class Book:
                 self._go_on(entry, finding, moment, changes)
         for key in self._open.keys() - found.keys():
             self._miss(self._open[key], moment, changes)
+        for key in reversed(self._open):
+            # What is found has just been given its text anew.
+            if key in found and (more := self._folded.pop(_group(key), 0)):
+                self._open[key].alert.text += f" (and {more} more)"
         return changes
 
     def _raise(self, finding: Finding, moment: Moment) -> Open | None:
         since = self._pending.setdefault(finding.key, moment.monotonic)
         if moment.monotonic - since < finding.hold_seconds:
             return None
+        if self._alike[_group(finding.key)] >= _MOST_ALIKE:
+            self._folded[_group(finding.key)] += 1
+            return None
         if len(self._open) >= self._limit:
             self.refused += 1
             return None
         del self._pending[finding.key]
+        self._alike[_group(finding.key)] += 1
         kind, watch, label, subject = finding.key
         alert = Alert(
             id=secrets.token_hex(6),
@@ -132,6 +148,11 @@ class Book:
         alert.state, alert.resolved_at = "resolved", moment.now
         _write(entry, moment, changes)
         changes.resolved.append(alert)
+
+
+def _group(key: Key) -> tuple[object, ...]:
+    """Whose findings are counted together; those of another watch never are."""
+    return key.kind, key.watch, key.label
 
 
 def _set_state(entry: Open, moment: Moment, changes: Changes) -> None:
