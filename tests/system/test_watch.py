@@ -427,6 +427,8 @@ def test_silences_keep_alerts_quiet_and_end(tmp_path: Path) -> None:
                     {"alert": "x", "duration": "0s"},
                 ):
                     assert (await s.api.post("/api/v1/silences", json=body)).status_code == 400
+                wrong = await s.api.post("/api/v1/silences", json={"alert": "x", "duration": "1h"})
+                assert (wrong.status_code, wrong.json()["error"]) == (404, "there is no open alert 'x'")
 
     asyncio.run(scenario())
 

@@ -217,6 +217,14 @@ def test_syslog_message_is_rfc_5424_and_harmless() -> None:
     long = format_message(ALERT | {"text": "ü" * 5000, "name": "n" * 5000}, 16, "h")
     assert len(long) <= 2048
     long.decode()
+    texts = ("subject", "name", "tenant", "network", "service", "host", "watch", "id", "unit")
+    for nasty in ('"', "]", "\n", "ü", "\U0001f600", "x"):
+        worst = ALERT | dict.fromkeys(texts, nasty * 5000) | {"figure": 1e300, "threshold": 1e300}
+        message = format_message(worst | {"text": "t" * 5000}, 16, "h" * 255).decode()
+        values = re.findall(r' (\w+)="((?:[^"\\\]]|\\.)*)"', message)
+        assert [name for name, _ in values][-1] == "unit"
+        assert {len(value.encode()) for name, value in values if name in texts} == {96}
+        assert '"] \ufefffiring: ttt' in message
 
 
 @pytest.mark.parametrize("family", ["udp", "unix"])

@@ -61,7 +61,7 @@ class Detectors:
         threshold, unit, figure, text = _told(pattern, config)
         seconds = config.window_seconds + config.settle_seconds
         flows = FlowFilter(
-            [label] if label else [],
+            [label],
             seconds,
             direction="egress" if label == pattern.src_label else "ingress",
             unanswered=True,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import Field
 
 from eastwest.bus import messages
-from eastwest.errors import ConfigError, RefusedError
+from eastwest.errors import ConfigError, NotFoundError, RefusedError
 from eastwest.manager import times
 from eastwest.manager.api import NoQuery
 from eastwest.manager.models import Error
@@ -79,13 +79,15 @@ def _add_silences(routes: APIRouter, watcher: Watcher) -> None:
         """Silences that hold, the first to end first."""
         return [_silence(silence) for silence in watcher.silences.all]
 
-    @routes.post("/silences")
+    @routes.post("/silences", responses=_MISSING)
     async def add(body: models.SilenceBody, query: Annotated[NoQuery, Query()]) -> models.Silence:
         """Tell nobody of an alert, or of the alerts of some workloads, for a while."""
         now = time.time_ns()
         seconds = times.duration(body.duration)
         if not 0 < seconds <= _LONGEST_SILENCE:
             raise RefusedError(f"'{body.duration}' is out of range", "choose up to 365d")
+        if body.alert and body.alert not in {alert.id for alert in watcher.open_alerts}:
+            raise NotFoundError(f"there is no open alert '{body.alert}'", "see: eastwest alerts")
         return _silence(await watcher.silences.add(now + seconds * NS, body.alert, body.match, body.comment))
 
     @routes.delete("/silences/{name}", responses=_MISSING)

@@ -20,7 +20,8 @@ _FIELDS = (
     "id", "kind", "state", "severity", "watch", "subject", "label", "name", "tenant", "network", "service",
     "host", "figure", "threshold", "unit",
 )  # fmt: skip
-_MAX_VALUE, _MAX_BYTES = 255, 2048
+_MAX_VALUE, _MAX_BYTES = 96, 2048
+"""All values, escaped, and the header fit into a message: only its text is ever cut."""
 _ESCAPED = re.compile(r'(["\\\]])')
 _HOST = re.compile(r"[!-~]{1,255}")
 
@@ -90,7 +91,14 @@ def _microseconds(time: str | None) -> str:
 
 
 def _value(value: object) -> str:
-    return _ESCAPED.sub(r"\\\1", _printable(str(value)[:_MAX_VALUE]))
+    """At most _MAX_VALUE bytes; no escape is cut in two."""
+    shown = ""
+    for character in str(value)[:_MAX_VALUE]:
+        longer = shown + _ESCAPED.sub(r"\\\1", _printable(character))
+        if len(longer.encode()) > _MAX_VALUE:
+            break
+        shown = longer
+    return shown
 
 
 def _printable(text: str) -> str:
