@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"unknown: {', '.join(sorted(unknown))}; choose of {', '.join(QUESTIONS)}")
     for name in names:
         if not quick and not machine.until_quiet(_PATIENCE):
-            print(f"(the machine did not become quiet: load {machine.load():.2f})\n", flush=True)
+            print("(the machine did not become quiet: do not trust what follows)\n", flush=True)
         QUESTIONS[name](quick)
 
 

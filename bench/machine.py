@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-QUIET_LOAD = 0.7
+QUIET = 0.08
+"""Share of the machine that may be busy with other things."""
+
+_LOOK_SECONDS = 5.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _IDLE = frozenset({3, 4})  # idle, iowait: columns of /proc/stat
@@ -19,26 +22,34 @@ def load() -> float:
     return os.getloadavg()[0]
 
 
+def share() -> float:
+    """Of all CPUs' time, how much they are busy just now."""
+    return idle(_LOOK_SECONDS) / (os.cpu_count() or 1)
+
+
 def until_quiet(seconds: float) -> bool:
-    """Wait for a quiet moment; False where none came."""
+    """Wait for a quiet moment; False where none came. The load of a minute would count our own last work."""
     end = time.monotonic() + seconds
-    while load() > QUIET_LOAD:
+    while share() > QUIET:
         if time.monotonic() > end:
             return False
-        time.sleep(2)
     return True
 
 
 @contextmanager
 def section(title: str) -> Iterator[None]:
-    """A heading with the conditions of the run, and how the load was when it ended."""
+    """A heading with the conditions of the run, before and after."""
     now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     print(
-        f"## {title}\n\n{now} UTC, Linux {platform.release()}, {os.cpu_count()} CPUs, load {load():.2f}\n",
+        f"## {title}\n\n{now} UTC, Linux {platform.release()}, {os.cpu_count()} CPUs, {_conditions()}\n",
         flush=True,
     )
     yield
-    print(f"(load {load():.2f} at the end)\n", flush=True)
+    print(f"(at the end: {_conditions()})\n", flush=True)
+
+
+def _conditions() -> str:
+    return f"load {load():.2f}, {100 * share():.0f} % busy with other things"
 
 
 def busy() -> float:
