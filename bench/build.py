@@ -1,5 +1,7 @@
 """Compiles the bench's own programs when they are needed; some are built around the product's sources."""
 
+import atexit
+import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -12,7 +14,9 @@ _KERNEL = METER_OBJECT.parent
 
 @cache
 def _directory() -> Path:
-    return Path(mkdtemp(prefix="eastwest-bench-"))
+    directory = Path(mkdtemp(prefix="eastwest-bench-"))
+    atexit.register(shutil.rmtree, directory)
+    return directory
 
 
 def compiled(name: str, *options: str) -> Path:

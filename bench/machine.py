@@ -2,6 +2,8 @@
 
 import os
 import platform
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +40,8 @@ def until_quiet(seconds: float) -> bool:
 
 @contextmanager
 def section(title: str) -> Iterator[None]:
-    """A heading with the conditions of the run, before and after."""
+    """A heading with the conditions of the run, before and after. Ended by SIGTERM, all is cleared away."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     now = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     print(
         f"## {title}\n\n{now} UTC, Linux {platform.release()}, {os.cpu_count()} CPUs, {_conditions()}\n",
