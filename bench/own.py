@@ -41,7 +41,7 @@ def taken(where: Site, work: str, usage: machine.Usage) -> list[tuple[str, ...]]
 
 
 def main(quick: bool) -> None:
-    seconds = 6 if quick else 120
+    seconds = 6 if quick else 60
     with (
         machine.section("What eastwest takes"),
         place() as here,
