@@ -88,8 +88,9 @@ class Orders:
         NotFoundError where that is not known to have been declared; probes are told all the same.
         """
         target = suspect.parse(what)
+        order = self._suspects.get(target.name)
         await self._bus.bucket(SUSPECT_BUCKET).delete(target.name)
-        order = self._suspects.pop(target.name, None)
+        self._suspects.pop(target.name, None)
         if order is None:
             raise NotFoundError(
                 f"'{target.text}' is not declared suspect{_TOLD}", "see: eastwest suspect list"
@@ -112,8 +113,9 @@ class Orders:
         NotFoundError where that is not known to have been ordered; probes are told all the same.
         """
         selector, name = _selector(text)
+        order = self._enforced.get(name)
         await self._bus.bucket(ENFORCE_BUCKET).delete(name)
-        order = self._enforced.pop(name, None)
+        self._enforced.pop(name, None)
         if order is None:
             raise NotFoundError(f"'{selector}' is not ordered{_TOLD}", "see: eastwest enforce --list")
         return order
