@@ -27,7 +27,7 @@ def programs(root: None) -> None:
 
 def test_the_demo_shows_only_what_the_senders_recorded() -> None:
     """Without a terminal it compares all that it prints, and ends well."""
-    command = [sys.executable, "-m", "eastwest", "demo", "--seconds", "5"]
+    command = [sys.executable, "-m", "eastwest", "demo", "--plain", "--seconds", "5"]
     demo = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "✓ every figure equals the senders' record: 6 labels, 42 flows" in demo.stdout
