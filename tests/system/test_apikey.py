@@ -62,11 +62,12 @@ def test_a_process_without_privileges_changes_nothing(site: Site, netns: Path) -
 
 
 def test_each_start_has_a_secret_of_its_own(site: Site) -> None:
-    """What a killed `up` left behind opens nothing."""
+    """What a killed `up` left behind opens nothing, and goes with `down`."""
     key = apikey.DIRECTORY / f"{site.port}.key"
     with site.up():
         first = key.read_text()
-    with site.up() as up:
+    with site.up():
         assert key.read_text() != first
-        up.terminate()
-        up.wait()
+    assert key.exists()
+    site.down()
+    assert not key.exists()

@@ -5,6 +5,7 @@ import select
 import shutil
 import signal
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -37,6 +38,7 @@ def command(purge: bool, state_dir: Path | None, config_file: Path | None) -> No
     # With `up` its probe has ended; one that is left was started alone.
     done += ["stopped the probe"] if _stop(directory, PROBE_LOCK, "the probe") else []
     if directory.is_dir():
+        _forget_key(directory)
         with StateLock(directory), ProbeLock(directory):  # nobody starts one meanwhile
             if pins.remove(directory):
                 done.append("removed its programs and counters from the kernel")
@@ -44,6 +46,19 @@ def command(purge: bool, state_dir: Path | None, config_file: Path | None) -> No
                 _purge(directory)
                 done.append(f"deleted its state in {directory}")
     print("; ".join(done) or f"nothing to do: eastwest does not run on {directory}")
+
+
+def _forget_key(directory: Path) -> None:
+    """The secret of an `up` that was killed and could not take it away itself."""
+    from eastwest.cli import apikey
+
+    try:
+        settings = tomllib.loads((directory / "roles" / "server.toml").read_text())
+        key = Path(settings["server"]["write_token_file"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there is none, or whoever wrote this wrote something else
+    if key.parent == apikey.DIRECTORY:
+        key.unlink(missing_ok=True)
 
 
 def _stop(directory: Path, lock: str, who: str) -> bool:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from eastwest.manager import models
+from eastwest.manager.api import NoQuery
 from eastwest.manager.suspects import SuspectDesk
 
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": models.Error}}
@@ -25,12 +26,6 @@ class SelectorQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     selector: str = Field(max_length=1000, description="a selector of at most 1000 characters")
-
-
-class NoQuery(BaseModel):
-    """No parameters: one that is not known is refused rather than ignored."""
-
-    model_config = ConfigDict(extra="forbid")
 
 
 def suspect_routes(desk: SuspectDesk) -> APIRouter:
