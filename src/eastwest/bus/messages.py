@@ -304,13 +304,14 @@ class TapPoint(msgspec.Struct, frozen=True):
 
 
 class TapStream(msgspec.Struct, frozen=True):
-    """One tap's delivery from one host: written = pending + sent; sent = confirmed + unconfirmed + lost."""
+    """One tap's delivery from one host: written = pending + unanswered + confirmed + every loss here."""
 
     tap: str
     connected: bool
     pending: int
     """Packets in the buffers."""
-    sent: int
+    unanswered: int
+    """Packets sent on this connection that a collector has not said yet that it has."""
     confirmed: int
     """Packets that a collector said it has; of an application, those that its connection took."""
     lost: dict[str, int]
@@ -322,12 +323,17 @@ class TapStream(msgspec.Struct, frozen=True):
 
 
 class TapsAnswer(msgspec.Struct, frozen=True):
-    """What a probe copies now. Points and streams that ended are summed up in `past`, by tap."""
+    """What a probe copies now. What ended is summed up by tap in `past` (points that are gone, also of taps
+    that go on) and `past_streams` (taps that are over, the last of them), so that no packet goes unaccounted.
+    """
 
     host: str
     points: list[TapPoint]
     streams: list[TapStream]
     past: list[TapPoint] = []
+    past_streams: list[TapStream] = []
+    taps: list[str] = []
+    """The orders that the probe follows."""
 
 
 class HookCount(msgspec.Struct, frozen=True):
