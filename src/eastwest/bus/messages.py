@@ -1,4 +1,5 @@
-"""What the roles say to each other. Every subject, bucket and document is declared here.
+"""What the roles say to each other. Every subject, bucket and document is declared here, those of taps in
+`bus.taps`.
 
 Durable messages go to the stream `EASTWEST`. Each carries the headers `Ew-Host`, `Ew-Boot` and
 `Ew-Sequence`; the three together number it for good, so that a repeat is refused however late it comes.
@@ -51,12 +52,6 @@ probes."""
 ENFORCE_BUCKET = "eastwest-enforce"
 """name of a selector → `EnforceOrder`, written by the manager, watched by the probes."""
 
-TAPS_BUCKET = "eastwest-taps"
-"""name → `TapOrder`, written by the manager, watched by the probes and the collectors."""
-
-ENDPOINTS_BUCKET = "eastwest-endpoints"
-"""who listens → JSON list of `address:port`: eastwest's own ends of TCP, whose packets no tap copies."""
-
 TrafficClass = Literal["normal", "suspect"]
 Condition = Literal["rate_above", "rate_below", "new_peer", "silence", "suspect_share"]
 Severity = Literal["info", "warning", "critical"]
@@ -70,11 +65,6 @@ def suspect_subject(host: str) -> str:
 def enforce_subject(host: str) -> str:
     """Request subject on which the probe of `host` answers with an `EnforceAnswer`."""
     return f"eastwest.probe.{host}.enforce"
-
-
-def taps_subject(host: str) -> str:
-    """Request subject on which the probe of `host` answers with a `TapsAnswer`."""
-    return f"eastwest.probe.{host}.taps"
 
 
 def ledger_subject(host: str) -> str:
@@ -256,83 +246,6 @@ class EnforceAnswer(msgspec.Struct, frozen=True):
     host: str
     sources: list[Enforced]
     selectors: list[str] = []
-    """The orders that the probe follows."""
-
-
-class TapOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A standing order to copy packets of selected workloads; times: unix ns."""
-
-    name: str
-    """Lower-case letters, digits and hyphens, at most 63."""
-    selector: str
-    to: str
-    """host:port that the probe connects to."""
-    receiver: Literal["collector", "application"]
-    """A collector is shown `key` and confirms what it got; an application is sent pcapng, nothing else."""
-    key: str = ""
-    """Secret of this tap. Never logged, never in an answer of the API."""
-    tls: bool = False
-    filter: str = ""
-    """pcap-filter(7); empty takes every packet."""
-    payload: str = ""
-    """A pattern of payload bytes (see `tap.payload`); empty: any."""
-    snaplen: int = 0
-    """Bytes copied of a packet at most; 0: all."""
-    service_id: int | None = None
-    """What copies carry; None: their workload's."""
-    store: bool = True
-    """Whether the collector keeps files, or only hands the stream on to who reads it now."""
-    added: int
-    expires: int
-    """0: never."""
-
-
-class TapPoint(msgspec.Struct, frozen=True):
-    """One tap at one port or cgroup since the probe attached it: matched = written + every loss."""
-
-    tap: str
-    label: int
-    port: str
-    """The host-side interface, empty for a cgroup."""
-    matched: int
-    not_matched: int
-    written: int
-    lost: dict[str, int]
-    """place → packets that never came into a buffer."""
-    problem: str = ""
-    """Why nothing is copied here, with the remedy."""
-
-
-class TapStream(msgspec.Struct, frozen=True):
-    """One tap's delivery from one host: written = pending + unanswered + confirmed + every loss here."""
-
-    tap: str
-    connected: bool
-    pending: int
-    """Packets in the buffers."""
-    unanswered: int
-    """Packets sent on this connection that a collector has not said yet that it has."""
-    confirmed: int
-    """Packets that a collector said it has; of an application, those that its connection took."""
-    lost: dict[str, int]
-    """place → packets that were written or sent and never confirmed: an upper bound, since their end may
-    have got some of them."""
-    sent_bytes: int
-    reconnects: int
-    problem: str = ""
-
-
-class TapsAnswer(msgspec.Struct, frozen=True):
-    """What a probe copies now. What ended is summed up by tap in `past` (points that are gone, also of taps
-    that go on) and `past_streams` (taps that are over, the last of them), so that no packet goes unaccounted.
-    """
-
-    host: str
-    points: list[TapPoint]
-    streams: list[TapStream]
-    past: list[TapPoint] = []
-    past_streams: list[TapStream] = []
-    taps: list[str] = []
     """The orders that the probe follows."""
 
 
