@@ -4,10 +4,14 @@ import json
 
 import pytest
 
-from eastwest.errors import ConfigError
+from eastwest.bus.address import host_port
+from eastwest.errors import ConfigError, RefusedError
 from eastwest.kernel.rings import BEYOND, ring_size
 from eastwest.tap import pcapng
 from eastwest.tap.config import TapConfig
+from eastwest.tap.filter import check_text
+from eastwest.tap.payload import Payload
+from eastwest.tap.payload import parse as parse_payload
 from tests.kernel.blocks import parse
 
 MIB = 1 << 20
@@ -55,3 +59,47 @@ def test_what_is_not_known_is_not_said() -> None:
     (interface,) = section.interfaces
     assert set(interface.options) == {1, 2, 3, 9}
     assert interface.options[3] == b"web (host h)"
+
+
+@pytest.mark.parametrize(
+    ("text", "payload"),
+    [
+        ("", None),
+        ("474554", Payload(b"GET")),
+        ("474554@0", Payload(b"GET", 0)),
+        ("474554<64", Payload(b"GET", None, 64)),
+    ],
+)
+def test_a_byte_pattern_is_written_in_hexadecimal(text: str, payload: Payload | None) -> None:
+    assert parse_payload(text) == payload
+
+
+@pytest.mark.parametrize("text", ["GET", "47455", "474554@", "474554@99999", "474554<2", "47" * 33, "47@0<9"])
+def test_a_pattern_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(RefusedError):
+        parse_payload(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("h.example:1", ("h.example", 1)), ("10.0.0.9:65535", ("10.0.0.9", 65535)), ("[::1]:80", ("::1", 80))],
+)
+def test_where_copies_go(text: str, address: tuple[str, int]) -> None:
+    assert host_port(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", "h", ":1", "h:0", "h:65536", "h:x", "::1:80", "[::1]", "a b:1", "h:1\n"]
+)
+def test_where_copies_cannot_go(text: str) -> None:
+    with pytest.raises(RefusedError):
+        host_port(text)
+
+
+def test_a_filter_is_looked_at_without_privileges() -> None:
+    """What is none is refused with libpcap's words; and no name is asked for on the network."""
+    check_text("")
+    check_text("vlan 7 and tcp port http")
+    for text in ("tcp prot 80", "host nowhere.example", "ip protochain 6", "x" * 70_000):
+        with pytest.raises(RefusedError):
+            check_text(text)

@@ -17,6 +17,9 @@ from eastwest.kernel._libpcap import ffi, lib
 ETHERNET, RAW = "ethernet", "raw"
 """What a frame begins with: an Ethernet header (tc hooks), or the IP header (cgroup hooks)."""
 
+SYNTAX = "syntax"
+"""Ethernet, but no packet is ever asked about: all that is wanted is whether libpcap takes the text."""
+
 TEXT_BYTES = 1 << 16
 CPU_SECONDS = 5
 _START_SECONDS = 60

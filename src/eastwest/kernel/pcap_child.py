@@ -18,9 +18,10 @@ from typing import Any
 from eastwest.kernel._libbpf import lib as host
 from eastwest.kernel._libpcap import ffi, lib
 
-_CLONE_NEWNET = 0x40000000
+_CLONE_NEWNET, _CLONE_NEWUSER = 0x40000000, 0x10000000
 _SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # linux/sockios.h, linux/if.h
-_LINKTYPE_RAW, _SNAPLEN = 12, 262144
+_LINK_TYPES = {"raw": 12, "syntax": 1}  # DLT_RAW, DLT_EN10MB
+_SNAPLEN = 262144
 _NETMASK_UNKNOWN = 0xFFFFFFFF
 _MEMORY = 1 << 30
 _NOBODY = 65534
@@ -30,8 +31,6 @@ _WORDS = 300
 
 def _live_handle() -> Any:
     """A handle on live Ethernet: only for such a one do tests of VLANs read the metadata of a packet."""
-    if host.unshare(_CLONE_NEWNET):
-        raise PermissionError(errno.EPERM, "unshare")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         fcntl.ioctl(s, _SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", _IFF_UP))
     reason = ffi.new("char[256]")
@@ -41,6 +40,15 @@ def _live_handle() -> Any:
     if not handle or lib.pcap_activate(handle) < 0:
         raise PermissionError(errno.EPERM, "pcap_activate")
     return handle
+
+
+def _leave_network(needed: bool) -> None:
+    """Where nothing but the handle is `needed`, a user namespace does, which takes no privilege."""
+    if host.unshare(_CLONE_NEWNET) == 0:
+        return
+    if needed:
+        raise PermissionError(errno.EPERM, "unshare")
+    host.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)
 
 
 def _confine() -> None:
@@ -76,7 +84,9 @@ def main() -> int:
     link, seconds = sys.argv[1], int(sys.argv[2])
     texts = json.load(sys.stdin)
     try:
-        handle = lib.pcap_open_dead(_LINKTYPE_RAW, _SNAPLEN) if link == "raw" else _live_handle()
+        dead = _LINK_TYPES.get(link)
+        _leave_network(needed=dead is None)
+        handle = _live_handle() if dead is None else lib.pcap_open_dead(dead, _SNAPLEN)
     except PermissionError:
         return _NO_PRIVILEGE
     _confine()

@@ -57,6 +57,18 @@ def compiled(wanted: Sequence[Wanted], hook: Hook) -> list[Filter | RefusedError
     return results
 
 
+def check_text(text: str) -> None:
+    """Raises RefusedError for what is no filter anywhere, KernelError where libpcap cannot be asked.
+
+    Needs no privileges, so that who gives an order learns it. A filter that passes may still be refused where
+    it is put: on the host's network there is no Ethernet, for instance. Blocks; see pcap.compiled.
+    """
+    (code,) = pcap.compiled([text], pcap.SYNTAX)
+    if isinstance(code, RefusedError):
+        raise code
+    check(code, Hook.PORT)
+
+
 def _filter(wanted: Wanted, code: tuple[Instruction, ...] | RefusedError, hook: Hook) -> Filter:
     if isinstance(code, RefusedError):
         raise code

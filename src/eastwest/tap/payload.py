@@ -5,9 +5,11 @@ ends where the IP header says, or with the frame. Where in the payload a later f
 never a match.
 """
 
+import re
+
 import msgspec
 
-from eastwest.errors import ConfigError
+from eastwest.errors import ConfigError, RefusedError
 from eastwest.kernel.assembler import (
     ADD,
     AND,
@@ -80,6 +82,33 @@ class Payload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"a pattern of {len(self.pattern)} bytes within {self.within}",
                 f"the pattern has to fit in, and at most {WIDEST_SEARCH} bytes are searched",
             )
+
+
+_WRITTEN = re.compile("((?:[0-9a-f]{2})+)(?:@([0-9]{1,5})|<([0-9]{1,3}))?")
+
+
+def parse(text: str) -> Payload | None:
+    """What an order says: bytes in hexadecimal, then `@OFFSET`, or `<WITHIN`, or nothing; empty: None.
+
+    Raises RefusedError.
+    """
+    if not text:
+        return None
+    found = _WRITTEN.fullmatch(text)
+    if found is None:
+        raise RefusedError(
+            f"'{text}' is not a byte pattern",
+            "write bytes in hexadecimal, like 474554, 474554@0 or 474554<64",
+        )
+    pattern, offset, within = found.groups()
+    try:
+        return Payload(
+            bytes.fromhex(pattern),
+            int(offset) if offset else None,
+            int(within) if within else WIDEST_SEARCH,
+        )
+    except ConfigError as error:
+        raise RefusedError(error.what, error.remedy) from None
 
 
 class Finder:
