@@ -1,6 +1,7 @@
 """What taps are told, and the blocks that name where packets are from."""
 
 import json
+import struct
 
 import pytest
 
@@ -103,3 +104,12 @@ def test_a_filter_is_looked_at_without_privileges() -> None:
     for text in ("tcp prot 80", "host nowhere.example", "ip protochain 6", "x" * 70_000):
         with pytest.raises(RefusedError):
             check_text(text)
+
+
+def test_a_key_is_in_an_option_that_nobody_copies() -> None:
+    """Our text in opt_custom 19372, and the tap's name in the comment; without a key, no option."""
+    (shown,) = parse(pcapng.section("h", "web-errors", "secret", 32473))
+    assert json.loads(shown.options[1]) == {"host": "h", "tap": "web-errors"}
+    assert shown.options[19372] == struct.pack("=I", 32473) + b"secret"
+    (plain,) = parse(pcapng.section("h", "web-errors"))
+    assert set(plain.options) == {1, 3, 4}

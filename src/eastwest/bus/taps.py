@@ -8,7 +8,8 @@ TAPS_BUCKET = "eastwest-taps"
 """name → `TapOrder`, written by the manager, watched by the probes and the collectors."""
 
 ENDPOINTS_BUCKET = "eastwest-endpoints"
-"""who listens → JSON list of `address:port`: eastwest's own ends of TCP, whose packets no tap copies."""
+"""who listens → JSON list of `address:port` (`[address]:port` for IPv6; no names, no wildcards): eastwest's
+own ends of TCP, whose packets no tap copies."""
 
 
 def taps_subject(host: str) -> str:
@@ -32,7 +33,7 @@ class TapOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     filter: str = ""
     """pcap-filter(7); empty takes every packet."""
     payload: str = ""
-    """A pattern of payload bytes (see `tap.payload`); empty: any."""
+    """Bytes that the payload holds (see `tap.payload.parse`); empty: any."""
     snaplen: int = 0
     """Bytes copied of a packet at most; 0: all."""
     service_id: int | None = None
@@ -45,17 +46,22 @@ class TapOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class TapPoint(msgspec.Struct, frozen=True):
-    """One tap at one port or cgroup since the probe attached it: matched = written + every loss."""
+    """One tap at a workload's port, or at all its cgroups, since the probe attached it.
+
+    Packets offered = matched + not_matched; matched = written + every loss.
+    """
 
     tap: str
     label: int
     port: str
-    """The host-side interface, empty for a cgroup."""
+    """The host-side interface, empty for a workload's cgroups."""
     matched: int
     not_matched: int
     written: int
     lost: dict[str, int]
     """place → packets that never came into a buffer."""
+    own: int = 0
+    """Packets of eastwest's own connections (`ENDPOINTS_BUCKET`), which no tap is offered."""
     problem: str = ""
     """Why nothing is copied here, with the remedy."""
 
@@ -72,8 +78,8 @@ class TapStream(msgspec.Struct, frozen=True):
     confirmed: int
     """Packets that a collector said it has; of an application, those that its connection took."""
     lost: dict[str, int]
-    """place → packets that were written or sent and never confirmed: an upper bound, since their end may
-    have got some of them."""
+    """place → packets: `undelivered`, still in the buffers when the tap ended; `unconfirmed`, sent and not
+    confirmed when a connection broke: an upper bound, since its end may have got some of them."""
     sent_bytes: int
     reconnects: int
     problem: str = ""

@@ -34,6 +34,9 @@ PROBE_CAPABILITIES = (
     "bpf",
     "perfmon",
     "net_admin",
+    "net_raw",  # kernel/pcap_child.py: a live handle, to compile filters on
+    "setgid",  # … which then becomes nobody
+    "setuid",
     "sys_admin",  # mount of the BPF file system, setns
     "sys_ptrace",  # namespaces of processes under /proc
     "dac_read_search",

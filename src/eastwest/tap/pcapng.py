@@ -19,6 +19,8 @@ LONGEST_TEXT = 1024
 
 _SECTION, _INTERFACE = 0x0A0D0D0A, 1
 _END, _COMMENT = 0, 1
+_CUSTOM_SECRET = 19372
+"""opt_custom: text that whoever copies the block leaves out."""
 _SECTION_OS, _SECTION_APPLICATION = 3, 4
 _NAME, _DESCRIPTION, _RESOLUTION, _FILTER, _HARDWARE = 2, 3, 9, 11, 15
 _NANOSECONDS = b"\x09"
@@ -62,14 +64,19 @@ def _block(kind: int, body: bytes, options: Sequence[bytes]) -> bytes:
     return struct.pack("=I", kind) + length + content + length
 
 
-def section(host: str) -> bytes:
-    """A Section Header Block, in this host's byte order; `host` is in its comment, as JSON."""
+def section(host: str, tap: str = "", key: str = "", enterprise: int = 0) -> bytes:
+    """A Section Header Block, in this host's byte order; host and tap are in its comment, as JSON.
+
+    `key` goes into a custom option of `enterprise`, for whoever is to check it and hand it on to nobody.
+    """
     body = struct.pack("=IHHq", 0x1A2B3C4D, 1, 0, _LENGTH_UNKNOWN)
-    comment = msgspec.json.encode({"host": readable(host)[:LONGEST_TEXT]})
+    comment = {"host": readable(host)[:LONGEST_TEXT]} | ({"tap": readable(tap)} if tap else {})
+    secret = struct.pack("=I", enterprise) + key.encode()
     options = (
-        _option(_COMMENT, comment),
+        _option(_COMMENT, msgspec.json.encode(comment)),
         _text(_SECTION_OS, f"{platform.system()} {platform.release()}"),
         _text(_SECTION_APPLICATION, f"eastwest {__version__}"),
+        _option(_CUSTOM_SECRET, secret) if key else b"",
     )
     return _block(_SECTION, body, options)
 
