@@ -41,7 +41,11 @@ class BuildKernel(build_ext):
 
 
 setup(
-    cffi_modules=[f"{KERNEL}/_libbpf_build.py:ffi", f"{KERNEL}/_libpcap_build.py:ffi"],
+    cffi_modules=[
+        f"{KERNEL}/_libbpf_build.py:ffi",
+        f"{KERNEL}/_libpcap_build.py:ffi",
+        f"{KERNEL}/_blocks_build.py:ffi",
+    ],
     cmdclass={"build_ext": BuildKernel},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

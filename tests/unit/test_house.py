@@ -16,7 +16,9 @@ SQL = re.compile(
 OWN_SQL = {"probe/journal.py"}
 """The probe's own notes, in a file that nobody else opens: not the store's tables."""
 
-C_MODULES = {"cffi", "ctypes", "eastwest.kernel._libbpf", "eastwest.kernel._libpcap"}
+C_MODULES = {"cffi", "ctypes", *(f"eastwest.kernel._{part}" for part in ("blocks", "libbpf", "libpcap"))}
+READING_STREAMS = "eastwest.kernel.blocks"
+"""Behind the door to the kernel for its C alone: it asks the kernel for nothing."""
 COMPONENTS = {"Bus", "Store", "Collector", "Manager", "Probe", "Metrics", "Exporter", "Watcher"}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 
@@ -42,7 +44,8 @@ def imports(path: Path) -> Iterator[str]:
 
 def rooms(path: Path) -> set[str]:
     """Packages of eastwest that a file imports from."""
-    found = {module.split(".")[1] for module in imports(path) if module.startswith("eastwest.")}
+    modules = [module for module in imports(path) if not module.startswith(f"{READING_STREAMS}.")]
+    found = {module.split(".")[1] for module in modules if module.startswith("eastwest.")}
     return found & {file.stem if file.parent == SOURCE else package(file) for file in FILES}
 
 
