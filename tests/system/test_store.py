@@ -134,6 +134,38 @@ def test_one_insert_is_one_part_whatever_its_times(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def _threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def test_many_old_parts_are_removed_without_an_army_of_threads(tmp_path: Path) -> None:
+    """A server that inserts for minutes on end has no more threads, and descriptors of them, than before."""
+    keep = "ALTER TABLE eastwest.alerts MODIFY SETTING cleanup_delay_period = 1, old_parts_lifetime = {}"
+    old = "SELECT count() FROM system.parts WHERE database = 'eastwest' AND table = 'alerts' AND NOT active"
+
+    def fill(database: Database) -> int:
+        database.command(keep.format(3600))
+        for verb in ("DETACH", "ATTACH"):  # so that this is heeded at once
+            database.command(f"{verb} TABLE eastwest.alerts")
+        for number in range(200):
+            database.command(f"INSERT INTO eastwest.alerts (id) VALUES ('{number}')")
+        database.command("OPTIMIZE TABLE eastwest.alerts FINAL")
+        return int(database.query(old)[0][0])
+
+    async def scenario() -> None:
+        async with Store(StoreConfig(path=tmp_path)) as store:
+            many = await store._engine.run(fill)
+            assert many >= 200
+            before = _threads()
+            await store._engine.run(lambda d: d.command(keep.format(0)))
+            async with asyncio.timeout(60):
+                while (await store._engine.run(lambda d: d.query(old)))[0][0] >= many:
+                    await asyncio.sleep(0.2)
+            assert _threads() < before + 50
+
+    asyncio.run(scenario())
+
+
 def test_totals_are_the_latest_of_each_account(tmp_path: Path) -> None:
     """A late older message changes nothing; an account that had no label moves to its own."""
 

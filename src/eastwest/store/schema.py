@@ -18,6 +18,9 @@ from eastwest.meter.rows import FLOW_ROW, TOTAL_ROW
 
 DATABASE = "eastwest"
 
+_NEVER = 1 << 32
+"""Parts: more than there ever are."""
+
 Columns = dict[str, str]
 """Column name → ClickHouse type, in the order of the row's bytes."""
 
@@ -106,39 +109,53 @@ def _minutes_view() -> str:
     """
 
 
+def _tables() -> dict[str, str]:
+    """Name → statement that makes it."""
+    return {
+        "flows": _flows(),
+        "flows_1m": _minutes(),
+        "totals": f"""CREATE TABLE IF NOT EXISTS {DATABASE}.totals ({_declare(TOTALS)})
+            ENGINE = ReplacingMergeTree(sequence) ORDER BY (host, boot, serial)""",
+        "workloads": f"""CREATE TABLE IF NOT EXISTS {DATABASE}.workloads (
+                label UInt32, host LowCardinality(String), present Bool, version UInt64, document String
+            ) ENGINE = ReplacingMergeTree(version) ORDER BY (label, host)""",
+        "evidence": f"""CREATE TABLE IF NOT EXISTS {DATABASE}.evidence (
+                host LowCardinality(String), boot UInt64, sequence UInt64, place UInt32,
+                received DateTime64(9, 'UTC'), document String CODEC(ZSTD(1))
+            ) ENGINE = ReplacingMergeTree PARTITION BY toYYYYMMDD(received)
+            ORDER BY (host, boot, sequence, place)""",
+        "alerts": f"""CREATE TABLE IF NOT EXISTS {DATABASE}.alerts (
+                id String, version UInt64, open Bool, last DateTime64(9, 'UTC'), document String
+            ) ENGINE = ReplacingMergeTree(version) ORDER BY id""",
+        "batches": f"""CREATE TABLE IF NOT EXISTS {DATABASE}.batches (
+                host LowCardinality(String), boot UInt64, sequence UInt64 CODEC(Delta, ZSTD(1)),
+                kind LowCardinality(String), rows UInt32, packets UInt64,
+                stored_at DateTime('UTC') CODEC(Delta, ZSTD(1))
+            ) ENGINE = ReplacingMergeTree ORDER BY (host, boot, sequence)""",
+        "expired": f"""CREATE TABLE IF NOT EXISTS {DATABASE}.expired (
+                day UInt32, host LowCardinality(String), boot UInt64, label UInt32, packets UInt64
+            ) ENGINE = ReplacingMergeTree ORDER BY (day, host, boot, label)""",
+    }
+
+
 def statements() -> list[str]:
-    """What makes the tables, and widens those of an older version; harmless where all is as it should be."""
+    """What makes the tables, and brings those of an older version up to date; harmless where they are."""
+    tables = _tables()
     widen = [
         f"ALTER TABLE {DATABASE}.{table} ADD COLUMN IF NOT EXISTS `{name}` {kind}"
         for table, columns in (("flows", FLOWS), ("totals", TOTALS))
         for name, kind in columns.items()
     ]
+    # Where a hundred parts are to be removed at once, ClickHouse makes 128 threads for it, and keeps them.
+    remove_alone = [
+        f"ALTER TABLE {DATABASE}.{table} MODIFY SETTING concurrent_part_removal_threshold = {_NEVER}"
+        for table in tables
+    ]
+    # The view comes last: it reads the columns of the tables above.
     return [
         f"CREATE DATABASE IF NOT EXISTS {DATABASE}",
-        _flows(),
-        _minutes(),
-        f"""CREATE TABLE IF NOT EXISTS {DATABASE}.totals ({_declare(TOTALS)})
-            ENGINE = ReplacingMergeTree(sequence) ORDER BY (host, boot, serial)""",
-        f"""CREATE TABLE IF NOT EXISTS {DATABASE}.workloads (
-                label UInt32, host LowCardinality(String), present Bool, version UInt64, document String
-            ) ENGINE = ReplacingMergeTree(version) ORDER BY (label, host)""",
-        f"""CREATE TABLE IF NOT EXISTS {DATABASE}.evidence (
-                host LowCardinality(String), boot UInt64, sequence UInt64, place UInt32,
-                received DateTime64(9, 'UTC'), document String CODEC(ZSTD(1))
-            ) ENGINE = ReplacingMergeTree PARTITION BY toYYYYMMDD(received)
-            ORDER BY (host, boot, sequence, place)""",
-        f"""CREATE TABLE IF NOT EXISTS {DATABASE}.alerts (
-                id String, version UInt64, open Bool, last DateTime64(9, 'UTC'), document String
-            ) ENGINE = ReplacingMergeTree(version) ORDER BY id""",
-        f"""CREATE TABLE IF NOT EXISTS {DATABASE}.batches (
-                host LowCardinality(String), boot UInt64, sequence UInt64 CODEC(Delta, ZSTD(1)),
-                kind LowCardinality(String), rows UInt32, packets UInt64,
-                stored_at DateTime('UTC') CODEC(Delta, ZSTD(1))
-            ) ENGINE = ReplacingMergeTree ORDER BY (host, boot, sequence)""",
-        f"""CREATE TABLE IF NOT EXISTS {DATABASE}.expired (
-                day UInt32, host LowCardinality(String), boot UInt64, label UInt32, packets UInt64
-            ) ENGINE = ReplacingMergeTree ORDER BY (day, host, boot, label)""",
+        *tables.values(),
         *widen,
-        # The view comes last: it reads the columns of the tables above.
+        *remove_alone,
         _minutes_view(),
     ]
