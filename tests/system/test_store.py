@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from eastwest.bus.messages import Evidence
 from eastwest.errors import StoreError
 from eastwest.meter.rows import FLOW_ROW
 from eastwest.store import engine, writes
@@ -226,6 +228,30 @@ def test_present_workloads_are_read_without_those_that_have_gone(tmp_path: Path)
             assert await store.names([]) == {}
             assert [t.label for t in await store.label_totals(gone_too=False)] == [2, 4, 5]
             assert [t.label for t in await store.label_totals()] == [1, 2, 4, 5]
+
+    asyncio.run(scenario())
+
+
+def test_evidence_that_was_stored_together_is_read_together(tmp_path: Path) -> None:
+    """Five packets in one insert and four in the next, read two at a time: none is missed, none comes twice."""
+
+    def packets(host: str, count: int) -> Batch:
+        seen = Evidence(1, 7, "veth0", "egress", "e", "10.0.0.1", "192.0.2.9", 1, 2, 6, False, 40, b"E")
+        found = [msgspec.structs.replace(seen, length=length) for length in range(count)]
+        return Batch(host, 1, 1, "evidence", evidence=found)
+
+    async def scenario() -> None:
+        async with Store(StoreConfig(path=tmp_path)) as store:
+            await store.write([packets("a", 3), packets("b", 2)])
+            await store.write([packets("c", 4)])
+            since, read = 0, []
+            while part := await store.evidence(since, 2):
+                since = part[-1].received
+                read.append([(seen.host, seen.evidence.length) for seen in part])
+            assert read == [
+                [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1)],
+                [("c", 0), ("c", 1), ("c", 2), ("c", 3)],
+            ]
 
     asyncio.run(scenario())
 

@@ -126,15 +126,18 @@ def names(database: Database, labels: Collection[int]) -> dict[int, str]:
 
 
 def evidence(database: Database, since: int, limit: int) -> list[Witnessed]:
-    """What was received later than `since` (unix ns), the oldest first, at most `limit`.
+    """What was received later than `since` (unix ns), the oldest first: `limit`, and what came with the last.
 
-    By the time of receiving, so that who asks again with the last one misses nothing that came late.
+    By the time of receiving, which is one for all that is stored together: so who asks again with the last
+    one misses nothing, neither what came late nor what came with it.
     """
     rows = database.query(
         f"""
-        SELECT host, toUnixTimestamp64Nano(received), document FROM {DATABASE}.evidence FINAL
-        WHERE received > fromUnixTimestamp64Nano({{since:Int64}}, 'UTC')
-        ORDER BY received, boot, sequence, place LIMIT {{limit:UInt32}} WITH TIES
+        SELECT host, toUnixTimestamp64Nano(received), document FROM (
+            SELECT * FROM {DATABASE}.evidence FINAL
+            WHERE received > fromUnixTimestamp64Nano({{since:Int64}}, 'UTC')
+            ORDER BY received LIMIT {{limit:UInt32}} WITH TIES
+        ) ORDER BY received, host, boot, sequence, place
         """,
         {"since": since, "limit": limit},
     )
