@@ -13,7 +13,9 @@ from eastwest.errors import ConfigError, EastwestError
 from eastwest.manager.fleet import Member
 from eastwest.watch.alert import Alert, Finding, Key
 from eastwest.watch.book import Book, Moment
+from eastwest.watch.config import DetectConfig
 from eastwest.watch.definition import Definition, check_silence
+from eastwest.watch.detectors import Detectors
 from eastwest.watch.horizon import Horizons
 
 SANE = {"name": "w", "match": "service=web", "condition": "rate_above", "threshold": 10}
@@ -205,3 +207,15 @@ def test_a_horizon_is_the_latest_report_whose_cut_is_stored() -> None:
         assert nothing.times == {"h": 50}
 
     asyncio.run(scenario())
+
+
+def test_detectors_complain_of_looks_that_are_slow_again_and_again() -> None:
+    """Of the third in a row that takes over a tenth of the window; one that is quick ends it."""
+    store: Any = Cuts()
+    detectors = Detectors(DetectConfig(window_seconds=10), store, Horizons(store))
+    said = []
+    for seconds in (1.1, 1.1, 0.9, 1.1, 1.1, 1.25, 0.5):
+        assert detectors.pause(seconds) == pytest.approx(10 * seconds)
+        said.append(detectors.problem)
+    assert said[:5] + said[6:] == [None] * 6
+    assert said[5] is not None and "looked for every 12 s only; raise window_seconds" in said[5]

@@ -19,6 +19,8 @@ from eastwest.watch.horizon import Horizons
 
 _SHARE = 0.1
 """Of the store's time: where a look takes long, the next one waits."""
+_SLOW_LOOKS = 3
+"""So many in a row, and people are told: one may only have waited for something else."""
 
 
 class Detectors:
@@ -30,6 +32,7 @@ class Detectors:
         self._horizons = horizons
         self._found: list[Finding] = []
         self._due = 0.0
+        self._slow = 0
         self.problem: str | None = None
         """Why something may go undetected."""
 
@@ -43,15 +46,20 @@ class Detectors:
         window = Window(self._horizons.times, time.time_ns() // NS)
         patterns = await self._store.patterns(window, limits(config), realms)
         self._found = [self._finding(p, workloads) for p in _once(patterns, workloads)]
-        wait = (time.monotonic() - begun) / _SHARE
-        self._due = begun + wait
+        self._due = begun + self.pause(time.monotonic() - begun)
+        return self._found
+
+    def pause(self, seconds: float) -> float:
+        """From the beginning of a look that took `seconds` until the next; notes where that is too long."""
+        wait = seconds / _SHARE
+        self._slow = self._slow + 1 if wait > self._config.window_seconds else 0
         self.problem = None
-        if wait > config.window_seconds:
+        if self._slow >= _SLOW_LOOKS:
             self.problem = (
                 f"there are so many flows that scans and floods are looked for every {wait:.0f} s only;"
                 " raise window_seconds of [detect], or switch detectors off"
             )
-        return self._found
+        return wait
 
     def _finding(self, pattern: Pattern, workloads: Mapping[int, Workload]) -> Finding:
         config = self._config
