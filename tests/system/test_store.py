@@ -5,6 +5,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,6 +225,8 @@ def test_present_workloads_are_read_without_those_that_have_gone(tmp_path: Path)
                 (2, "back", "h"), (3, "moved", "g"), (4, "w4", "h"),
             ]  # fmt: skip
             assert present == [w for w in await store.workloads() if w.present]
+            assert await store.present_workloads(or_since=time.time_ns()) == present
+            assert await store.present_workloads(or_since=0) == await store.workloads()
             assert await store.names([1, 3, 9]) == {1: "w1", 3: "moved"}
             assert await store.names([]) == {}
             assert [t.label for t in await store.label_totals(gone_too=False)] == [2, 4, 5]

@@ -353,6 +353,30 @@ def test_an_old_table_raises_nothing(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_what_has_gone_just_now_is_still_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evidence of it names it, and a silence of its service holds; what went long ago is not even read."""
+    seen = Evidence(1, 1, "veth0", "egress", "e", "10.0.0.1", "192.0.2.9", 1, 2, 6, False, 40, b"E")
+
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            probe = LiveProbe(s.probe_bus)
+            await probe.workloads(workload(1, "web"))
+            quiet = {"match": "service=web", "duration": "1h"}
+            assert (await s.api.post("/api/v1/silences", json=quiet)).status_code == 200
+            await probe.workloads(workload(1, "web", present=False))
+            await s.settled(2)
+            await probe.evidence(seen)
+            (alert,) = await alerts(s, 1)
+            assert (alert["name"], alert["state"]) == ("web", "silenced")
+        monkeypatch.setattr("eastwest.watch.watcher._GONE_SECONDS", 0)
+        async with site(tmp_path) as s:
+            await looked(s)
+            (alert,) = await s.get("alerts")
+            assert (alert["name"], alert["state"]) == ("web", "firing")
+
+    asyncio.run(scenario())
+
+
 def test_watches_are_refused_with_a_reason(tmp_path: Path) -> None:
     """Of the API in its one form; what somebody else put on the bus is left out, and health says so."""
     good = {"name": "w", "match": "", "condition": "silence"}

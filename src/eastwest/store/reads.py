@@ -100,14 +100,16 @@ def workloads(database: Database) -> list[Workload]:
 _PRESENT = f"SELECT label FROM {DATABASE}.workloads FINAL WHERE present"
 
 
-def present_workloads(database: Database) -> list[Workload]:
-    """As `workloads`, of labels that some host has."""
+def present_workloads(database: Database, or_since: int = NEVER) -> list[Workload]:
+    """As `workloads`, of labels that some host has, or of which something was stored since (unix ns)."""
     # By the key first, so that documents of what has gone are not even read.
     rows = database.query(
         f"""
-        SELECT document FROM {DATABASE}.workloads FINAL PREWHERE label IN ({_PRESENT})
-        WHERE present ORDER BY label, version DESC LIMIT 1 BY label
-        """
+        SELECT document FROM {DATABASE}.workloads FINAL
+        PREWHERE label IN ({_PRESENT} OR version >= {{since:UInt64}})
+        ORDER BY label, present DESC, version DESC LIMIT 1 BY label
+        """,
+        {"since": or_since},
     )
     return [msgspec.json.decode(document, type=Workload) for (document,) in rows]
 

@@ -113,9 +113,10 @@ class Store:
         """The latest document of every label."""
         return await self._engine.ask(reads.workloads)
 
-    async def present_workloads(self) -> list[Workload]:
-        """The documents of workloads that are there; those of gone ones are not read."""
-        return await self._engine.ask(reads.present_workloads)
+    async def present_workloads(self, or_since: int = reads.NEVER) -> list[Workload]:
+        """The documents of workloads that are there, and of those of which one was stored since (unix ns);
+        others are not read."""
+        return await self._engine.ask(reads.present_workloads, or_since)
 
     async def names(self, labels: Collection[int]) -> dict[int, str]:
         """label → name of its workload, present or gone, as far as known."""

@@ -35,6 +35,9 @@ from eastwest.watch.webhook import Webhook, header
 log = logging.getLogger(__name__)
 
 _MOST_STORED = 100_000
+_GONE_SECONDS = 7200
+"""So long a workload that has gone is still known, by the time of storing: its rows may be in a window, its
+alert still open."""
 
 
 class Watcher:
@@ -163,7 +166,7 @@ class Watcher:
 
     async def _evaluate(self) -> None:
         """One look at everything. Raises StoreError; then nothing is raised and nothing ended."""
-        workloads = await self._store.workloads()
+        workloads = await self._store.present_workloads(time.time_ns() - _GONE_SECONDS * NS)
         if workloads != self._workloads:
             self._workloads = workloads
         await self._horizons.update(self._fleet.members, self._config.interval_seconds)
