@@ -236,7 +236,7 @@ def test_present_workloads_are_read_without_those_that_have_gone(tmp_path: Path)
 
 
 def test_evidence_that_was_stored_together_is_read_together(tmp_path: Path) -> None:
-    """Five packets in one insert and four in the next, read two at a time: none is missed, none comes twice."""
+    """Five packets in one insert, four in the next, read two at a time: each comes once."""
 
     def packets(host: str, count: int) -> Batch:
         seen = Evidence(1, 7, "veth0", "egress", "e", "10.0.0.1", "192.0.2.9", 1, 2, 6, False, 40, b"E")
