@@ -282,6 +282,39 @@ def test_new_peers_are_those_never_met_in_the_time_learned(tmp_path: Path) -> No
     asyncio.run(scenario())
 
 
+def test_one_workload_that_meets_thousands_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 3000 addresses those met last are told of, and that there are more; the other's one is told of."""
+    monkeypatch.setattr("eastwest.watch.peers._MOST_PEERS", 5)
+    monkeypatch.setattr("eastwest.watch.peers._MOST_ASKED", 6)
+    watches = [watch("peers", "new_peer", learn_seconds=3600, match="")]
+
+    async def scenario() -> None:
+        async with site(tmp_path, watches=watches) as s:
+            probe = LiveProbe(s.probe_bus)
+            await probe.workloads(workload(1, "web"), workload(2, "db"))
+            await probe.count(recent([1, 2], [1, 1], ago=7200))
+            many = np.concatenate([recent([1] * 3000, [1] * 3000, ago=10), recent([2], [1])])
+            many["dst"] = [mapped(b"\x0a\x01" + number.to_bytes(2, "big")) for number in range(3001)]
+            many["start"][1000:1005] += NS
+            async with probe.alive():
+                await looked(s)
+                await probe.count(many)
+                found = {alert["name"]: alert for alert in await alerts(s, 2)}
+                assert found["db"]["text"] == "db (label 2): new peer 10.1.11.184"
+                assert found["web"]["text"] == (
+                    "web (label 1): new peer 10.1.3.232, 10.1.3.233, 10.1.3.234, 10.1.3.235, 10.1.3.236;"
+                    " it meets so many that only the last 5 at a time are looked at"
+                )
+                assert (await s.get("health"))["problems"] == [
+                    "watch peers does not look at all of label 1: it met more than 5 new addresses within"
+                    " 60 s; shorten window_seconds, or leave it out of match"
+                ]
+
+    asyncio.run(scenario())
+
+
 def test_evidence_makes_one_alert_per_label_and_entry(tmp_path: Path) -> None:
     """Three packets of one entry are one alert, which goes on over a restart; another entry is another."""
     seen = Evidence(

@@ -17,6 +17,7 @@ from eastwest.watch.config import DetectConfig
 from eastwest.watch.definition import Definition, check_silence
 from eastwest.watch.detectors import Detectors
 from eastwest.watch.horizon import Horizons
+from eastwest.watch.peers import Known
 
 SANE = {"name": "w", "match": "service=web", "condition": "rate_above", "threshold": 10}
 
@@ -207,6 +208,27 @@ def test_a_horizon_is_the_latest_report_whose_cut_is_stored() -> None:
         assert nothing.times == {"h": 50}
 
     asyncio.run(scenario())
+
+
+def test_known_peers_are_forgotten_in_time() -> None:
+    """Each when its time is over, later where it was told of again; of one label the last so many."""
+    known = Known(3)
+    web, db = ("w", 1), ("w", 2)
+    known.remember(web, ["a", "b"], 10.0)
+    known.remember(db, ["a"], 11.0)
+    known.remember(web, ["a"], 20.0)
+    known.forget(10.0)
+    assert [known.has(web, "a"), known.has(web, "b"), known.has(db, "a"), len(known)] == [
+        True,
+        False,
+        True,
+        2,
+    ]
+    known.remember(web, ["c", "d", "e"], 21.0)
+    assert [known.has(web, peer) for peer in "acde"] == [False, True, True, True]
+    known.forget(21.0)
+    assert len(known) == 0
+    assert not known.has(db, "a")
 
 
 def test_detectors_complain_of_looks_that_are_slow_again_and_again() -> None:

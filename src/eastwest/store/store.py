@@ -164,9 +164,10 @@ class Store:
         """When each label's counters last moved, unix ns by its host's clock."""
         return await self._engine.run(watching.last_packets, labels)
 
-    async def fresh_peers(self, window: Window, seconds: int, labels: Sequence[int]) -> list[Pair]:
-        """Whom labels met in the last `seconds` and not in the ten minutes before them."""
-        return await self._engine.run(watching.fresh_peers, window, seconds, labels)
+    async def fresh_peers(self, window: Window, seconds: int, labels: Sequence[int], most: int) -> list[Pair]:
+        """Whom labels met in the last `seconds` and not in the ten minutes before them; the latest first, of
+        each label `most`."""
+        return await self._engine.run(watching.fresh_peers, window, seconds, labels, most)
 
     async def known_peers(
         self, window: Window, seconds: int, learn: int, pairs: Sequence[Pair]

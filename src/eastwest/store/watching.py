@@ -23,8 +23,7 @@ Pair = tuple[int, str]
 
 NS = 1_000_000_000
 _LATE_SECONDS = 120
-_RECENT_SECONDS = 600
-_MAX_PAIRS = 10_000
+RECENT_SECONDS = 600
 
 
 @dataclass(frozen=True)
@@ -139,29 +138,34 @@ def last_packets(database: Database, labels: Sequence[int]) -> dict[int, int]:
     return {int(label): int(last) for label, last in rows}
 
 
-def fresh_peers(database: Database, window: Window, seconds: int, labels: Sequence[int]) -> list[Pair]:
-    """Whom labels met in the window and not in the ten minutes before it: few, for others to look up."""
+def fresh_peers(
+    database: Database, window: Window, seconds: int, labels: Sequence[int], most: int
+) -> list[Pair]:
+    """Whom labels met in the window and not in the ten minutes before it: few, for others to look up. Of each
+    label `most`, those that it met last: one workload hides no other's."""
     if not (window.horizons and labels):
         return []
     parameters = window.parameters(seconds)
     end = _minute(parameters["since"])
     rows = database.query(
         f"""
-        SELECT DISTINCT label, toString(peer) FROM (
-            SELECT label, {_PEER} AS peer FROM {DATABASE}.flows AS f
+        SELECT label, toString(peer) FROM (
+            SELECT label, {_PEER} AS peer, toUnixTimestamp64Nano(f.`start`) AS met FROM {DATABASE}.flows AS f
             WHERE label IN {{labels:Array(UInt32)}} AND protocol <= 255 AND {WITHIN}
               AND toUnixTimestamp64Nano(f.`end`) > {UNTIL} - toInt64({{seconds:UInt32}}) * {NS}
         ) WHERE {_UNICAST} AND (label, peer) NOT IN (
             SELECT label, {_PEER} FROM {DATABASE}.flows_1m
             WHERE label IN {{labels:Array(UInt32)}} AND protocol <= 255
               AND minute >= toDateTime({{start:Int64}}, 'UTC') AND minute < toDateTime({{end:Int64}}, 'UTC')
-        ) LIMIT {_MAX_PAIRS}
+        )
+        GROUP BY label, peer ORDER BY label, min(met) DESC, peer LIMIT {{most:UInt32}} BY label
         """,
         {
             **parameters,
+            "most": most,
             "seconds": seconds,
             "labels": list(labels),
-            "start": end - _RECENT_SECONDS,
+            "start": end - RECENT_SECONDS,
             "end": end,
         },
     )

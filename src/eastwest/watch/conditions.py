@@ -7,64 +7,29 @@ than a window ago, and a workload whose peers have not been learned for long eno
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from eastwest.bus.messages import Watch, Workload
 from eastwest.manager import views
 from eastwest.manager.fleet import FORGIVEN_SECONDS
 from eastwest.store.store import Store
-from eastwest.store.watching import NS, FlowFilter, Pair, Traffic, Window
-from eastwest.watch.alert import Finding, Key
+from eastwest.store.watching import NS, FlowFilter, Traffic, Window
+from eastwest.watch.alert import Finding
 from eastwest.watch.horizon import Horizons
+from eastwest.watch.peers import Peers
+from eastwest.watch.verdict import Case, Verdict
 
-_MAX_KNOWN = 200_000
-_SHOWN_PEERS = 8
 _WAYS = {"ingress": "received", "egress": "sent", "both": "sent and received"}
 
 
-@dataclass
-class Verdict:
-    """What an evaluation of all watches found."""
-
-    findings: list[Finding] = field(default_factory=list)
-    unknown: dict[tuple[str, int], str] = field(default_factory=dict)
-    """Watch and label of what cannot be judged → why."""
-    trouble: set[tuple[str, int]] = field(default_factory=set)
-    """Of these what needs mending; the rest only needs time, or its host may have been taken out."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A watch and a workload that it selects, which can be judged."""
-
-    watch: Watch
-    workload: Workload
-
-    def finding(self, figure: float, unit: str, text: str, flows: FlowFilter, subject: str = "") -> Finding:
-        watch = self.watch
-        return Finding(
-            key=Key(watch.condition, watch.name, self.workload.label, subject),
-            severity=watch.severity,
-            figure=figure,
-            threshold=watch.threshold,
-            unit=unit,
-            text=text,
-            workload=self.workload,
-            flows=flows,
-            hold_seconds=watch.for_seconds,
-        )
-
-
 class Conditions:
-    """Evaluates watches; remembers since when workloads are here and which peers are known."""
+    """Evaluates watches; remembers since when workloads are here."""
 
     def __init__(self, store: Store, horizons: Horizons) -> None:
         self._store = store
         self._horizons = horizons
+        self._peers = Peers(store)
         self._present: dict[int, float] = {}
-        self._known: dict[tuple[str, int, str], None] = {}
-        self._news: dict[tuple[str, int], dict[str, int]] = {}
         self._workloads: Sequence[Workload] = ()
         self._chosen: dict[str, list[Workload]] = {}
 
@@ -89,7 +54,7 @@ class Conditions:
         flow_cases = [c for k in ("rate_above", "rate_below", "suspect_share") for c in by_condition[k]]
         verdict.findings += await self._traffic(flow_cases, window)
         verdict.findings += await self._silence(by_condition["silence"])
-        await self._peers(by_condition["new_peer"], window, verdict)
+        await self._peers.evaluate(by_condition["new_peer"], window, self._horizons.times, verdict)
         return verdict
 
     def chosen(self, match: str) -> list[Workload]:
@@ -138,52 +103,6 @@ class Conditions:
                 flows = FlowFilter([workload.label], min(int(quiet) + 60, 86400))
                 found.append(case.finding(round(quiet, 3), "seconds", text, flows))
         return found
-
-    async def _peers(self, cases: Sequence[Case], window: Window, verdict: Verdict) -> None:
-        """New ones count as new for the watch's window after they were met first."""
-        alike: dict[tuple[int, int], list[Case]] = defaultdict(list)
-        for case in cases:
-            alike[case.watch.window_seconds, case.watch.learn_seconds].append(case)
-        for (seconds, learn), group in alike.items():
-            labels = sorted({case.workload.label for case in group})
-            fresh = await self._store.fresh_peers(window, seconds, labels)
-            wanted = [p for p in fresh if any((c.watch.name, *p) not in self._known for c in group)]
-            met, oldest = await self._store.known_peers(window, seconds, learn, wanted)
-            since = (min(window.horizons.values()) // NS if window.horizons else 0) - seconds - learn
-            by_label: dict[int, list[str]] = defaultdict(list)
-            for pair in set(wanted) - met:
-                by_label[pair[0]].append(pair[1])
-            for case in group:
-                label, name = case.workload.label, case.watch.name
-                if oldest.get(label, 0) > since and label in by_label:
-                    verdict.unknown[name, label] = f"its peers are not known for {learn} s yet"
-                    continue
-                self._remember(name, label, [p for p in met if p[0] == label])
-                self._note_new(case, by_label[label], verdict)
-
-    def _remember(self, watch: str, label: int, pairs: Iterable[Pair]) -> None:
-        if len(self._known) > _MAX_KNOWN:
-            self._known.clear()  # the store still knows
-        self._known.update(((watch, label, peer), None) for _, peer in pairs)
-
-    def _note_new(self, case: Case, peers: Sequence[str], verdict: Verdict) -> None:
-        label, name, seconds = case.workload.label, case.watch.name, case.watch.window_seconds
-        now = self._horizons.times[case.workload.host]
-        news = self._news.setdefault((name, label), {})
-        for peer in peers:
-            if (name, label, peer) not in self._known:
-                news[peer] = now
-        self._remember(name, label, [(label, peer) for peer in peers])
-        for peer in [peer for peer, met in news.items() if met <= now - seconds * NS]:
-            del news[peer]
-        if not news:
-            del self._news[name, label]
-            return
-        shown = sorted(news)
-        more = f" and {len(shown) - _SHOWN_PEERS} more" if len(shown) > _SHOWN_PEERS else ""
-        text = f"new peer {', '.join(shown[:_SHOWN_PEERS])}{more}"
-        flows = FlowFilter([label], 2 * seconds, peers=shown[:_SHOWN_PEERS])
-        verdict.findings.append(case.finding(float(len(shown)), "peers", text, flows))
 
 
 def select(match: str, workloads: Sequence[Workload]) -> list[Workload]:

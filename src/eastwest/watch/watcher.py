@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -20,7 +20,7 @@ from eastwest.store.store import Store
 from eastwest.store.watching import NS, Window
 from eastwest.watch.alert import Alert, Finding
 from eastwest.watch.book import Book, Changes, Moment
-from eastwest.watch.conditions import Conditions, Verdict, select
+from eastwest.watch.conditions import Conditions, select
 from eastwest.watch.config import AlertsConfig, DetectConfig
 from eastwest.watch.definition import Definition, check_silence
 from eastwest.watch.desired import Kept, Silences, Watches
@@ -30,6 +30,7 @@ from eastwest.watch.outputs import Output, Way
 from eastwest.watch.suspects import Suspects
 from eastwest.watch.syslog import Syslog
 from eastwest.watch.telling import Telling
+from eastwest.watch.verdict import Verdict
 from eastwest.watch.webhook import Webhook, header
 
 log = logging.getLogger(__name__)
@@ -111,11 +112,10 @@ class Watcher:
             found += [f"{key} on the bus cannot be used: {why}" for key, why in kept.unreadable.items()]
         for watch in self.watches.all:
             unknown = self.unknown(watch.name).items()
-            reasons = {n: why for n, why in unknown if (watch.name, n) in self._verdict.trouble}
-            if reasons:
-                label, reason = min(reasons.items())
-                more = f" (and {len(reasons) - 1} other labels)" if len(reasons) > 1 else ""
-                found.append(f"watch {watch.name} cannot judge label {label}{more}: {reason}")
+            trouble = {n: why for n, why in unknown if (watch.name, n) in self._verdict.trouble}
+            partial = {n: why for (name, n), why in self._verdict.partial.items() if name == watch.name}
+            found += _told(f"watch {watch.name} cannot judge", trouble)
+            found += _told(f"watch {watch.name} does not look at all of", partial)
         return found
 
     def unknown(self, watch: str) -> dict[int, str]:
@@ -237,6 +237,15 @@ class Watcher:
         if problem != self._problem and problem is not None:
             log.warning("nothing is watched: %s", problem)
         self._problem = problem
+
+
+def _told(what: str, reasons: Mapping[int, str]) -> list[str]:
+    """One line at most. `reasons`: label → why."""
+    if not reasons:
+        return []
+    label, reason = min(reasons.items())
+    more = f" (and {len(reasons) - 1} other labels)" if len(reasons) > 1 else ""
+    return [f"{what} label {label}{more}: {reason}"]
 
 
 def _readable(documents: Iterable[bytes]) -> list[Alert]:
