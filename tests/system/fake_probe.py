@@ -72,6 +72,8 @@ def workload(label: int, name: str, **other: Any) -> Workload:
 class FakeProbe:
     """Counts like a probe, on orders of the test."""
 
+    interval = 1.0
+
     def __init__(self, bus: Bus, host: str = "h", boot: int = 1) -> None:
         self._bus = bus
         self.host = host
@@ -138,7 +140,7 @@ class FakeProbe:
         """Write the host's report."""
         report = HostReport(
             host=self.host, boot=self.boot, cut=self.cut, time=time, started_at=START, version="0",
-            interval_seconds=1.0, hooks=[HookCount("port", 1, 2, 3, 4)],
+            interval_seconds=self.interval, hooks=[HookCount("port", 1, 2, 3, 4)],
             interfaces=[HostInterface("eth0", 10, 20, 1, 2)], malformed={"truncated": 3},
             cost=Cost(1.5, 1000, [ProgramCost("ingress", 10, 99.5)], 0), problems=["none; really"],
         )  # fmt: skip

@@ -30,6 +30,8 @@ SECONDS = 60.0
 class LiveProbe(FakeProbe):
     """Reports all the time, as of now, while it is entered."""
 
+    interval = 0.1
+
     async def count(self, rows: NDArray[Any], last_seen: int | None = None) -> None:
         """Send flow rows, and the totals that they make, as one drain."""
         await self.send(FLOWS, rows.tobytes())
@@ -129,6 +131,37 @@ def test_rates_and_shares_to_the_digit(tmp_path: Path) -> None:
                     "received": ("ok", 1), "not-more": ("ok", 1), "no-share": ("ok", 1), "all": ("ok", 0),
                 }  # fmt: skip
                 assert (await s.get("health"))["problems"] == []
+
+    asyncio.run(scenario())
+
+
+def test_a_rate_over_few_intervals_is_not_judged(tmp_path: Path) -> None:
+    """Of a host that counts every 12 s: 59 s are too short, 60 s not; shares and silence may be shorter."""
+    watches = [
+        watch("short", "rate_above", 1, window_seconds=59),
+        watch("low", "rate_below", 1, window_seconds=1),
+        watch("long", "rate_above", 1, window_seconds=60),
+        watch("share", "suspect_share", 0.1, window_seconds=59),
+        watch("quiet", "silence", window_seconds=59),
+    ]
+
+    async def scenario() -> None:
+        async with site(tmp_path, watches=watches) as s:
+            probe = LiveProbe(s.probe_bus)
+            probe.interval = 12.0
+            await probe.workloads(workload(1, "web"))
+            await probe.count(recent([1], [600_000], ago=1), last_seen=time.time_ns() + 3600 * NS)
+            why = "host h counts every 12 s only; set window_seconds to 60 or more"
+            async with probe.alive():
+                assert [a["watch"] for a in await alerts(s, 1)] == ["long"]
+                unknown = {row["name"]: row["unknown"] for row in await s.get("watches")}
+                assert {n: u for n, u in unknown.items() if n != "quiet"} == {
+                    "short": {"1": why}, "low": {"1": why}, "long": {}, "share": {},
+                }  # fmt: skip
+                assert why not in unknown["quiet"].values()
+                assert (await s.get("health"))["problems"] == [
+                    f"watch {name} cannot judge label 1: {why}" for name in ("low", "short")
+                ]
 
     asyncio.run(scenario())
 

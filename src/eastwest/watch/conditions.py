@@ -2,9 +2,11 @@
 
 Windows end at each host's horizon (see `watch.horizon`). What cannot be judged is unknown, and is never
 taken for silence: a host that is away, one that came back less than a window ago, a workload that came less
-than a window ago, and a workload whose peers have not been learned for long enough.
+than a window ago, a workload whose peers have not been learned for long enough, and a rate over a window
+of few of the host's intervals.
 """
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,6 +21,8 @@ from eastwest.watch.horizon import Horizons
 from eastwest.watch.peers import Peers
 from eastwest.watch.verdict import Case, Verdict
 
+_LEAST_INTERVALS = 5
+"""A flow row counts in the window in which it ends: over fewer a rate would be wrong by a fifth or more."""
 _WAYS = {"ingress": "received", "egress": "sent", "both": "sent and received"}
 
 
@@ -46,7 +50,8 @@ class Conditions:
                 reason = self._blind(watch, workload, now)
                 if reason:
                     verdict.unknown[watch.name, workload.label] = reason
-                    if self._horizons.away.get(workload.host, FORGIVEN_SECONDS) < FORGIVEN_SECONDS:
+                    away = self._horizons.away.get(workload.host, FORGIVEN_SECONDS)
+                    if away < FORGIVEN_SECONDS or self._too_short(watch, workload.host):
                         verdict.trouble.add((watch.name, workload.label))
                 else:
                     by_condition[watch.condition].append(Case(watch, workload))
@@ -71,11 +76,22 @@ class Conditions:
             if age is None or age == float("inf"):
                 return f"host {host} has not reported to this server yet"
             return f"host {host} has not reported for {age:.0f} s"
+        if least := self._too_short(watch, host):
+            return (
+                f"host {host} counts every {self._horizons.interval(host):g} s only; set window_seconds to"
+                f" {least} or more"
+            )
         if watch.condition in ("rate_below", "silence"):
             watched = min(self._horizons.steady(host, now), now - self._present[workload.label])
             if watched < watch.window_seconds:
                 return f"watched for {watched:.0f} of {watch.window_seconds} s"
         return ""
+
+    def _too_short(self, watch: Watch, host: str) -> int:
+        """What a rate's window (seconds) must be for this host, where it is shorter; else 0."""
+        least = math.ceil(_LEAST_INTERVALS * self._horizons.interval(host))
+        rate = watch.condition in ("rate_above", "rate_below")
+        return least if rate and watch.window_seconds < least else 0
 
     async def _traffic(self, cases: Sequence[Case], window: Window) -> list[Finding]:
         lengths = sorted({case.watch.window_seconds for case in cases})

@@ -31,9 +31,11 @@ class Report:
 
 @dataclass
 class Host:
-    """`horizon`: unix ns by the host's clock; `since`: from when on it has moved without a gap."""
+    """`interval`: seconds between its cuts; `patience`: without a move, until it is away; `since`: from when
+    on (monotonic seconds) it has moved without a gap."""
 
-    patience: float
+    interval: float = 0.0
+    patience: float = 0.0
     reports: deque[Report] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
     reached: Report | None = None
     since: float = 0.0
@@ -73,9 +75,15 @@ class Horizons:
         known = self._hosts.get(host)
         return now - known.since if known and host in self.times else 0.0
 
+    def interval(self, host: str) -> float:
+        """Seconds between the host's cuts, as it reports; 0 where it never did."""
+        known = self._hosts.get(host)
+        return known.interval if known else 0.0
+
     def _note(self, member: Member, interval: float) -> None:
         report = member.report
-        host = self._hosts.setdefault(report.host, Host(0.0))
+        host = self._hosts.setdefault(report.host, Host())
+        host.interval = report.interval_seconds
         host.patience = max(_LEAST_SECONDS, _MISSED_REPORTS * report.interval_seconds, 3 * interval)
         cut = (report.host, report.boot, report.cut)
         if not host.reports or host.reports[-1].time != report.time:
