@@ -135,6 +135,33 @@ def test_rates_and_shares_to_the_digit(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_flows_behind_an_alert_are_whole(tmp_path: Path) -> None:
+    """Forty cuts of one flow are one, with all its packets, times and flags, and hide no other."""
+
+    async def scenario() -> None:
+        async with site(tmp_path, watches=[watch("busy", "rate_above", 1)]) as s:
+            probe = LiveProbe(s.probe_bus)
+            await probe.workloads(workload(1, "web"))
+            long = recent([1] * 40, [100] * 40, ago=8)
+            long["start"] += np.arange(40) * (NS // 10)
+            long["end"], long["tcp_flags"] = long["start"] + NS // 10, 16
+            long["tcp_flags"][0] = 2
+            other = recent([1], [7])
+            other["dst_port"] = 81
+            await probe.count(np.concatenate([long, other]))
+            async with probe.alive():
+                (alert,) = await alerts(s, 1)
+            shown = await s.get("flows", label="label=1", **ALL)
+            cuts = [flow for flow in shown if flow["dst_port"] == 80]
+            times = {"start": min(f["start"] for f in cuts), "end": max(f["end"] for f in cuts)}
+            told = [(f["dst_port"], f["packets"], f["bytes"], f["tcp_flags"]) for f in alert["flows"]]
+            assert told == [(80, 4000, 400_000, 18), (81, 7, 700, 0x1B)]
+            assert alert["flows"][0].items() >= times.items()
+            assert alert["flows"][1] in shown
+
+    asyncio.run(scenario())
+
+
 def test_a_rate_over_few_intervals_is_not_judged(tmp_path: Path) -> None:
     """Of a host that counts every 12 s: 59 s are too short, 60 s not; shares and silence may be shorter."""
     watches = [

@@ -81,6 +81,7 @@ WITHIN = f"""
     AND f.`end` > fromUnixTimestamp64Nano({{since:Int64}}, 'UTC')
     AND toUnixTimestamp64Nano(f.`end`) <= {UNTIL}
 """
+_FLOW_KEY = "host, port, label, class, direction, src, dst, src_port, dst_port, protocol"
 _PEER = "if(direction = 'egress', dst, src)"
 _UNICAST = """
     NOT isIPAddressInRange(toString(peer), 'ff00::/8')
@@ -210,7 +211,8 @@ def known_peers(
 def top_flows(
     database: Database, window: Window, wanted: FlowFilter, limit: int, seed: int
 ) -> list[dict[str, Any]]:
-    """The largest flows that a filter lets through, as `reads.flows` shows them; `seed`: of Community IDs."""
+    """The largest flows that a filter lets through, as `reads.flows` shows them, all rows of one in one;
+    `seed`: of Community IDs."""
     if not window.horizons:
         return []
     tests = [
@@ -227,11 +229,16 @@ def top_flows(
     document = database.json(
         shown(
             f"""
-            SELECT * FROM {DATABASE}.flows AS f
-            WHERE {WITHIN} {"".join(f" AND {test}" for applies, test in tests if applies)}
-            ORDER BY bytes DESC, f.`end` LIMIT {{limit:UInt32}}
+            SELECT {_FLOW_KEY}, min(r.`start`) AS `start`, max(r.`end`) AS `end`,
+                   sum(r.packets) AS packets, sum(r.bytes) AS bytes, groupBitOr(r.tcp_flags) AS tcp_flags
+            FROM (
+                SELECT * FROM {DATABASE}.flows AS f
+                WHERE {WITHIN} {"".join(f" AND {test}" for applies, test in tests if applies)}
+            ) AS r
+            GROUP BY {_FLOW_KEY} ORDER BY bytes DESC, `start`, src, dst, src_port, dst_port
+            LIMIT {{limit:UInt32}}
             """,
-            "bytes DESC, f.`end`",
+            "bytes DESC, f.`start`, f.src, f.dst, f.src_port, f.dst_port",
             seed,
         ),
         {
