@@ -215,17 +215,6 @@ def top_flows(
     `seed`: of Community IDs."""
     if not window.horizons:
         return []
-    tests = [
-        (bool(wanted.labels), "label IN {labels:Array(UInt32)}"),
-        (bool(wanted.direction), "direction = {direction:String}"),
-        (wanted.suspect, "class = 'suspect'"),
-        (wanted.unanswered, "(protocol != 6 OR bitAnd(tcp_flags, 18) = 2)"),
-        (bool(wanted.src), "f.src = toIPv6({src:String})"),
-        (bool(wanted.dst), "f.dst = toIPv6({dst:String})"),
-        (wanted.dst_port is not None, "dst_port = {dst_port:UInt16}"),
-        (bool(wanted.peers), "if(f.direction = 'egress', f.dst, f.src) IN"
-         " (SELECT toIPv6(arrayJoin({peers:Array(String)})))"),
-    ]  # fmt: skip
     document = database.json(
         shown(
             f"""
@@ -233,7 +222,7 @@ def top_flows(
                    sum(r.packets) AS packets, sum(r.bytes) AS bytes, groupBitOr(r.tcp_flags) AS tcp_flags
             FROM (
                 SELECT * FROM {DATABASE}.flows AS f
-                WHERE {WITHIN} {"".join(f" AND {test}" for applies, test in tests if applies)}
+                WHERE {WITHIN} {_tests(wanted)}
             ) AS r
             GROUP BY {_FLOW_KEY} ORDER BY bytes DESC, `start`, src, dst, src_port, dst_port
             LIMIT {{limit:UInt32}}
@@ -254,6 +243,22 @@ def top_flows(
     )
     rows: list[dict[str, Any]] = msgspec.json.decode(document)
     return rows
+
+
+def _tests(wanted: FlowFilter) -> str:
+    """What a filter asks of a row, beside its window."""
+    tests = [
+        (bool(wanted.labels), "label IN {labels:Array(UInt32)}"),
+        (bool(wanted.direction), "direction = {direction:String}"),
+        (wanted.suspect, "class = 'suspect'"),
+        (wanted.unanswered, "(protocol != 6 OR bitAnd(tcp_flags, 18) = 2)"),
+        (bool(wanted.src), "f.src = toIPv6({src:String})"),
+        (bool(wanted.dst), "f.dst = toIPv6({dst:String})"),
+        (wanted.dst_port is not None, "dst_port = {dst_port:UInt16}"),
+        (bool(wanted.peers), "if(f.direction = 'egress', f.dst, f.src) IN"
+         " (SELECT toIPv6(arrayJoin({peers:Array(String)})))"),
+    ]  # fmt: skip
+    return "".join(f" AND {test}" for applies, test in tests if applies)
 
 
 def mapped(address: str) -> IPv6Address:
