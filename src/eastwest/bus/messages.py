@@ -13,9 +13,10 @@ A probe ends each drain with a totals message; whatever flows it counted have lo
 State that only matters while it is fresh is a KV bucket entry; a question to a probe is a request.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 STREAM = "EASTWEST"
 FLOWS = "eastwest.flows"
@@ -49,8 +50,19 @@ SUSPECT_BUCKET = "eastwest-suspect"
 """name of a prefix or flow (`labels.suspect.Target`) → `SuspectOrder`, written by the manager, watched by the
 probes."""
 
+MOST_ENTRIES = 10_000
+"""Of a `SuspectAnswer`."""
+
 ENFORCE_BUCKET = "eastwest-enforce"
 """name of a selector → `EnforceOrder`, written by the manager, watched by the probes."""
+
+# What these bound is checked, and refused, by whoever decodes a document.
+Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+"""A number of things, or a time: unix ns, to the year 2262."""
+Words = Annotated[str, Meta(max_length=255)]
+Target = Annotated[str, Meta(max_length=200)]
+"""A prefix or a flow as `labels.suspect` writes it."""
+Sentence = Annotated[str, Meta(max_length=4096)]
 
 TrafficClass = Literal["normal", "suspect"]
 Condition = Literal["rate_above", "rate_below", "new_peer", "silence", "suspect_share"]
@@ -192,60 +204,60 @@ class Silence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class SuspectOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A prefix or flow that a user declares suspect; times: unix ns."""
 
-    what: str
-    why: str
-    added: int
-    expires: int
+    what: Target
+    why: Words
+    added: Count
+    expires: Count
     """0: never."""
 
 
 class SuspectEntry(msgspec.Struct, frozen=True):
     """A prefix or flow declared suspect, and what it met on a host since; times: unix ns, 0 for never."""
 
-    what: str
-    why: str
-    sources: list[str]
+    what: Target
+    why: Words
+    sources: Annotated[list[Sentence], Meta(max_length=256)]
     """Who declares it: `api`, or files on the host."""
-    added: int
-    expires: int
-    packets: int
-    bytes: int
-    last_hit: int
+    added: Count
+    expires: Count
+    packets: Count
+    bytes: Count
+    last_hit: Count
 
 
 class SuspectAnswer(msgspec.Struct, frozen=True):
     """What is suspect on a host, in effect: what users declared, then what was met most."""
 
-    host: str
-    entries: list[SuspectEntry]
-    left_out: int
+    host: Words
+    entries: Annotated[list[SuspectEntry], Meta(max_length=MOST_ENTRIES)]
+    left_out: Count
     """Entries of files that are not among them."""
 
 
 class EnforceOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The suspect packets of selected workloads are to be dropped; `added`: unix ns."""
 
-    selector: str
-    added: int
+    selector: Sentence
+    added: Count
 
 
 class Enforced(msgspec.Struct, frozen=True):
     """A port or cgroup of a workload whose suspect packets are dropped, or why they are not."""
 
-    label: int
-    port: str
+    label: Annotated[int, Meta(ge=0, lt=1 << 32)]
+    port: Words
     """The host-side interface, empty for a cgroup."""
     hook: Literal["port", "cgroup"]
-    refused: str
+    refused: Sentence
     """Empty where it is enforced."""
 
 
 class EnforceAnswer(msgspec.Struct, frozen=True):
     """What is enforced on a host."""
 
-    host: str
-    sources: list[Enforced]
-    selectors: list[str] = []
+    host: Words
+    sources: Annotated[list[Enforced], Meta(max_length=100_000)]
+    selectors: Annotated[list[Sentence], Meta(max_length=10_000)] = []
     """The orders that the probe follows."""
 
 

@@ -47,6 +47,14 @@ def parse(text: str) -> Target:
     return Target("flow", flow_text(key), tuple(sorted((key, _reverse(key)))))
 
 
+def named(name: str, text: str) -> Target:
+    """What a bucket has under `name`. Raises RefusedError where it is no target, or another's."""
+    target = parse(text)
+    if target.name != name:
+        raise RefusedError(f"'{text}' has another's name", "declare it with: eastwest suspect add")
+    return target
+
+
 def prefix_key(text: str) -> bytes:
     """The key of a prefix; bits of the host part are left out. Raises RefusedError."""
     address, slash, bits = text.partition("/")

@@ -70,7 +70,14 @@ class Manager:
         self._config = config
         self._fleet = Fleet(bus)
         self._orders = Orders(bus)
-        self._backend = Backend(bus, store, self._fleet, collector=collector, page=page, problems=problems)
+        self._backend = Backend(
+            bus,
+            store,
+            self._fleet,
+            collector=collector,
+            page=page,
+            problems=lambda: [*self._orders.problems, *problems()],
+        )
         self._routers = (suspect_routes(SuspectDesk(self._orders, self._fleet, store)), *routers)
         self._socket: socket.socket | None = None
         self._server: _Server | None = None

@@ -33,6 +33,9 @@ _MOST_ENFORCED = 1_000
 _ANSWER_SECONDS = 4.0
 _EXPIRY_SECONDS = 5.0
 _LATEST = 1 << 62
+_MOST_PROBLEMS = 5
+_REPEATED = 100
+"""Characters of why an answer is refused."""
 _TOLD = "; probes that follow it all the same are told to stop"
 """An order that a bus lost goes on at the probes: taking it back works without the manager knowing it."""
 
@@ -48,6 +51,8 @@ class Orders:
         self._work = Background()
         self._suspects: dict[str, SuspectOrder] = {}
         self._enforced: dict[str, EnforceOrder] = {}
+        self._refused: dict[str, dict[str, str]] = {}
+        """kind of answer → host → why its last one was refused"""
 
     async def __aenter__(self) -> Self:
         await self._work.start(self._run(), "orders")
@@ -57,6 +62,15 @@ class Orders:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._work.stop(kind, error, trace)
+
+    @property
+    def problems(self) -> list[str]:
+        """Whose probes answered, when they were asked last, what cannot be."""
+        found = {host: why for refused in self._refused.values() for host, why in refused.items()}
+        return [
+            f"host {host}: its probe's answer is refused ({why}); see that it is of this version"
+            for host, why in sorted(found.items())[:_MOST_PROBLEMS]
+        ]
 
     @property
     def suspects(self) -> list[SuspectOrder]:
@@ -135,15 +149,21 @@ class Orders:
             try:
                 reply = await self._bus.request(subject(host), b"", _ANSWER_SECONDS)
                 answer = msgspec.json.decode(reply, type=kind)
+                _refuse_impossible(answer, host)
             except BusError as error:
                 log.debug("%s does not answer: %s", host, error)
                 return None
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                log.warning("the probe of %s answers what it should not: %s", host, error)
+            except (ValueError, RecursionError, RefusedError) as error:  # msgspec's errors are ValueErrors
+                refused[host] = str(error)[:_REPEATED]
                 return None
-            return answer if answer.host == host else None
+            return answer
 
-        return list(await asyncio.gather(*map(ask, hosts)))
+        refused: dict[str, str] = {}
+        answers = list(await asyncio.gather(*map(ask, hosts)))
+        for host in refused.keys() - self._refused.get(kind.__name__, {}).keys():
+            log.warning("the probe of %s answers what it should not: %s", host, refused[host])
+        self._refused[kind.__name__] = refused
+        return answers
 
     async def _put(self, bucket: str, name: str, order: SuspectOrder | EnforceOrder) -> None:
         await self._bus.bucket(bucket).put(name, msgspec.json.encode(order))
@@ -161,9 +181,12 @@ class Orders:
             known.pop(name, None)
             if document is not None:
                 try:
-                    known[name] = msgspec.json.decode(document, type=kind)
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                    log.warning("%s holds what it should not: %s", bucket, error)
+                    order = msgspec.json.decode(document, type=kind)
+                    if isinstance(order, SuspectOrder):
+                        suspect.named(name, order.what)
+                    known[name] = order
+                except (ValueError, RecursionError, RefusedError) as error:
+                    log.warning("%s holds what it should not: %s", bucket, str(error)[:_REPEATED])
 
     async def _expire(self) -> None:
         """Probes heed the time themselves; this only keeps the bucket small."""
@@ -186,6 +209,16 @@ class Orders:
             return
         if self._suspects.get(name) is order:
             del self._suspects[name]
+
+
+def _refuse_impossible(answer: SuspectAnswer | EnforceAnswer, host: str) -> None:
+    """Raises ValueError or RefusedError for what its types allow, and no honest probe says."""
+    if answer.host != host:
+        raise ValueError("it is another host's")
+    if isinstance(answer, SuspectAnswer):
+        told = [entry.what for entry in answer.entries]
+        if len(set(told)) < len(told) or any(suspect.parse(what).text != what for what in told):
+            raise ValueError("an entry is told twice, or not as it is written")
 
 
 def _selector(text: str) -> tuple[str, str]:

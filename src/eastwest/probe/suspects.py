@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from eastwest.bus.client import Bus
-from eastwest.bus.messages import SUSPECT_BUCKET, SuspectAnswer, SuspectEntry, SuspectOrder
+from eastwest.bus.messages import MOST_ENTRIES, SUSPECT_BUCKET, SuspectAnswer, SuspectEntry, SuspectOrder
 from eastwest.errors import EastwestError, KernelError, StoreError
 from eastwest.labels import suspect
 from eastwest.labels.suspect import Target
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 1.0
 _GATHER_SECONDS = 0.02
 _SETTLE_SECONDS = 3.0
-_MOST_SHOWN = 10_000
 _NOTHING = Hits(0, 0, 0)
 _NEVER = 1 << 63
 _NO_ROOM = (
@@ -108,7 +107,7 @@ class Suspects:
             return
         try:
             order = msgspec.json.decode(document, type=SuspectOrder)
-            self._declared[name] = Declared(suspect.parse(order.what), order)
+            self._declared[name] = Declared(suspect.named(name, order.what), order)
             self._problems["orders"] = None
         except (ValueError, RecursionError, msgspec.MsgspecError, EastwestError) as e:
             self._problem("orders", EastwestError(f"a suspect entry '{name[:32]}' is refused: {e}"))
@@ -208,7 +207,7 @@ class Suspects:
         known = (d for d in self._in_force() if d.target.keys[0] in loaded[d.target.kind == "flow"])
         declared = {d.target.text: d for d in known}
         met = sorted(hits.keys() - declared.keys(), key=lambda text: -hits[text].packets)
-        shown = [*declared, *met][:_MOST_SHOWN]
+        shown = [*declared, *met][:MOST_ENTRIES]
         entries = [self._entry(text, declared.get(text), hits.get(text, _NOTHING)) for text in shown]
         prefixes, flows = loaded
         return SuspectAnswer(self._host, entries, max(0, len(prefixes) + len(flows) // 2 - len(entries)))
