@@ -18,7 +18,7 @@ from eastwest.bus.messages import (
     suspect_subject,
 )
 from eastwest.errors import BusError, NotFoundError, RefusedError
-from eastwest.labels.suspect import parse
+from eastwest.labels.suspect import parse, prefix_key
 from eastwest.manager.orders import Orders
 from eastwest.meter.rows import TOTAL_ROW
 from eastwest.probe.config import SuspectConfig
@@ -325,17 +325,27 @@ def test_a_source_that_becomes_anothers_is_not_enforced_any_more(
 
 
 def test_what_finds_no_room_is_said(netns: Path, cgroup: Path, tmp_path: Path) -> None:
-    """64 places, 100 prefixes in a file: what users declare comes first, the rest is counted in a problem."""
-    feed = tmp_path / "feed.txt"
-    feed.write_text("\n".join(f"192.0.2.{n}" for n in range(100)))
+    """64 places: what users declare comes first, then the first file, then the second from its first line on;
+    the rest is counted in a problem. So it is each time that a file is read."""
+    feeds = [tmp_path / "z.txt", tmp_path / "a.txt"]
+    lines = [[f"198.51.100.{200 - n}" for n in range(30)], [f"192.0.2.{200 - n}" for n in range(100)]]
+    for feed, prefixes in zip(feeds, lines, strict=True):
+        feed.write_text("\n".join(prefixes))
     settings = {"netns": netns, "cgroup_root": cgroup, "suspect_entries": 64}
 
     async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
-        async with harness(server, state, suspect=SuspectConfig(files=(feed,)), **settings) as h:
+        async with harness(server, state, suspect=SuspectConfig(files=tuple(feeds)), **settings) as h:
+            suspects = h.probe._suspects
             await orders.declare("10.0.0.0/8", "", None)
             await in_effect(bus, "10.0.0.0/8")
-            (problem,) = h.probe._suspects.problems
-            assert problem.startswith("37 suspect entries find no room; set a larger [probe] suspect_entries")
+            assert suspects._maps.loaded[0] == {
+                prefix_key(p) for p in ["10.0.0.0/8", *lines[0], *lines[1][:33]]
+            }
+            (problem,) = suspects.problems
+            assert problem.startswith("67 suspect entries find no room; set a larger [probe] suspect_entries")
+            feeds[1].write_text("\n".join(lines[1][::-1]))
+            last = {prefix_key(p) for p in ["10.0.0.0/8", *lines[0], *lines[1][-33:]]}
+            await until(lambda: _says(suspects._maps.loaded[0] == last), 30)
 
     with_orders(tmp_path, test)
 

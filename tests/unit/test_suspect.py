@@ -1,5 +1,6 @@
 """How prefixes and flows are written, and how files of them are read."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_a_file_is_read_to_its_end_whatever_is_in_it() -> None:
         b"# a feed\n10.0.0.0/8 # why\n\n  fd00::1\r\ntcp 10.0.0.1:1\t10.0.0.2:2\n\xff\x1b[2J\n10.0.0.0/9x\n"
     )
     content = suspectfiles.parse(data)
-    assert {prefix_text(key) for key in content.prefixes} == {"10.0.0.0/8", "fd00::1/128"}
+    assert [prefix_text(key) for key in content.prefixes] == ["10.0.0.0/8", "fd00::1/128"]
     assert {flow_text(key) for key in content.flows} == {"tcp 10.0.0.1:1 10.0.0.2:2"}
     assert content.problem is not None and content.problem.startswith("line 6 is left out: ")
     assert content.problem.endswith("and 1 more lines; correct it") and content.problem.isprintable()
@@ -81,3 +82,37 @@ def test_a_file_is_read_when_it_changed_and_kept_when_it_is_gone(tmp_path: Path)
     assert again.look()
     assert again.contents[feed].prefixes == files.contents[feed].prefixes
     assert "what was read before stays; put the file back" in again.problems[0]
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    """However often it is looked at; what it said before stays, and one that fits is read again."""
+    feed = tmp_path / "feed"
+    feed.write_text("10.0.0.0/8\n")
+    files = SuspectFiles((feed,), tmp_path)
+    assert files.look()
+    with feed.open("ab") as file:
+        file.truncate((16 << 20) + 1)
+    before = _bytes_read()
+    assert [files.look() for _ in range(5)] == [False] * 5
+    assert _bytes_read() - before < 1 << 20
+    assert "larger than 16 MiB, what was read before stays; split it" in files.problems[0]
+    assert [prefix_text(key) for key in files.contents[feed].prefixes] == ["10.0.0.0/8"]
+    feed.write_text("11.0.0.0/8\n" + "#" * ((16 << 20) - 11))
+    assert files.look()
+    assert [prefix_text(key) for key in files.contents[feed].prefixes] == ["11.0.0.0/8"]
+    assert files.problems == []
+
+
+def _bytes_read() -> int:
+    """What this process has read from files so far."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_file_from_before_the_epoch_was_written_at_no_time(tmp_path: Path) -> None:
+    """A time that nobody who reads the answer would take."""
+    feed = tmp_path / "feed"
+    feed.write_text("10.0.0.0/8\n")
+    os.utime(feed, (-5, -5))
+    files = SuspectFiles((feed,), tmp_path)
+    files.look()
+    assert files.contents[feed].written == 0

@@ -19,16 +19,18 @@ from eastwest.labels import suspect
 
 log = logging.getLogger(__name__)
 
-_MOST_BYTES = 256 << 20
+_MOST_BYTES = 16 << 20
+_LATEST = 1 << 62
 _SHOWN = 60
 """Characters of a bad line that are repeated."""
 
 
 class Content(NamedTuple):
-    """Keys of prefixes and flows, when the file was written (unix ns), and what is wrong with its lines."""
+    """Keys of prefixes and flows, in the order of the lines (no values), when the file was written (unix ns),
+    and what is wrong with its lines."""
 
-    prefixes: frozenset[bytes]
-    flows: frozenset[bytes]
+    prefixes: dict[bytes, None]
+    flows: dict[bytes, None]
     written: int
     problem: str | None
 
@@ -72,7 +74,8 @@ class SuspectFiles:
             stays = (
                 "what was read before stays" if content or path in self.contents else "nothing is known of it"
             )
-            self._complain(path, f"{e.strerror or e}, {stays}; put the file back")
+            remedy = "split it" if e.errno == errno.EFBIG else "put the file back"
+            self._complain(path, f"{e.strerror or e}, {stays}; {remedy}")
         if content is None or content == self.contents.get(path):
             return False
         self.contents[path] = content
@@ -92,10 +95,8 @@ class SuspectFiles:
         if before == self._versions.get(path):
             return None
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-        if len(data) > _MOST_BYTES:
-            raise OSError(errno.EFBIG, f"it is larger than {_MOST_BYTES >> 20} MiB")
-        if _version(path) != before:
+            data = file.read(before.size + 1)
+        if len(data) != before.size or _version(path) != before:
             return None
         self._versions[path] = before
         with suppress(OSError):  # without a copy it is only the next probe that would not know
@@ -109,7 +110,8 @@ class SuspectFiles:
             return None
         try:
             copy = self._copy(path)
-            return parse(copy.read_bytes(), copy.stat().st_mtime_ns)
+            version = _version(copy)
+            return parse(copy.read_bytes(), version.modified)
         except OSError:
             return None
 
@@ -118,9 +120,12 @@ class SuspectFiles:
 
 
 def _version(path: Path) -> _Version:
+    """The state of a file that is small enough to be read. Raises OSError."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")  # a pipe would keep us waiting
+    if status.st_size > _MOST_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {_MOST_BYTES >> 20} MiB")
     return _Version(status.st_ino, status.st_mtime_ns, status.st_size)
 
 
@@ -132,8 +137,8 @@ def _write(path: Path, data: bytes) -> None:
 
 def parse(data: bytes, written: int = 0) -> Content:
     """Every line that is a prefix or a flow; the first that is neither is named, all such are counted."""
-    prefixes: set[bytes] = set()
-    flows: set[bytes] = set()
+    prefixes: dict[bytes, None] = {}
+    flows: dict[bytes, None] = {}
     bad, problem = 0, ""
     for number, line in enumerate(data.decode(errors="backslashreplace").split("\n"), 1):
         text = line.partition("#")[0].strip()
@@ -141,15 +146,16 @@ def parse(data: bytes, written: int = 0) -> Content:
             continue
         try:
             if " " in text or "\t" in text:
-                flows.update(_flow(text))
+                flows.update(dict.fromkeys(_flow(text)))
             else:
-                prefixes.add(suspect.prefix_key(text))
+                prefixes[suspect.prefix_key(text)] = None
         except RefusedError as e:
             bad += 1
             problem = problem or f"line {number} is left out: {readable(e.what[:_SHOWN])}"
     if bad > 1:
         problem += f", and {bad - 1} more lines"
-    return Content(frozenset(prefixes), frozenset(flows), written, f"{problem}; correct it" if bad else None)
+    problem = f"{problem}; correct it" if bad else ""
+    return Content(prefixes, flows, min(max(written, 0), _LATEST), problem or None)
 
 
 def _flow(text: str) -> tuple[bytes, ...]:

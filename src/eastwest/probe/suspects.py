@@ -150,7 +150,8 @@ class Suspects:
         return [d for d in list(self._declared.values()) if not 0 < d.order.expires <= now]
 
     def _wanted(self) -> list[set[bytes]]:
-        """Keys of prefixes and of flows; what users declare comes first where there is not room for all."""
+        """Keys of prefixes and of flows. Where there is no room for all, what users declare comes first, then
+        the files in the order of the settings, each from its first line on."""
         declared, contents = self._in_force(), self._files.contents.values()
         self._expiry = min((d.order.expires for d in declared if d.order.expires), default=_NEVER)
         found, left = [], 0
@@ -159,7 +160,7 @@ class Suspects:
             listed = (c.prefixes if kind == "prefix" else c.flows for c in contents)
             every = dict.fromkeys(chain.from_iterable(chain(said, listed)))
             found.append(set(islice(every, most)))
-            left += max(0, len(every) - most)
+            left += max(0, len(every) - most) // (1 if kind == "prefix" else 2)
         self._left_out = _NO_ROOM.format(left) if left else None
         return found
 
