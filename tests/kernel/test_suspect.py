@@ -5,6 +5,7 @@ from ipaddress import ip_address, ip_network
 import numpy as np
 import pytest
 
+from eastwest.errors import KernelError
 from eastwest.kernel import trial
 from eastwest.labels import suspect
 from eastwest.meter.drain import Cut, Drain
@@ -117,6 +118,24 @@ def test_a_change_takes_effect_at_the_cut_that_follows_it(meter: Meter, account:
     ]
     assert third.accounts[account].tolist()[2:8] == [28, 2800, 0, 0, 11, 1100]
     assert not declare(maps)
+
+
+def test_no_entry_is_there_unseen(meter: Meter, account: int) -> None:
+    """Where the kernel takes the first entries and refuses the last, those that it took are met."""
+    maps, drain = SuspectMaps(meter), Drain(meter)
+    most = maps.most[1] // 2
+    flows = {"udp 10.0.0.1:1000 10.0.0.2:2000"} | {
+        f"tcp 11.0.{n >> 8}.{n & 255}:1 11.1.0.1:1" for n in range(most)
+    }
+    with pytest.raises(KernelError):
+        declare(maps, "10.0.0.0/8", *flows)
+    maps.adopt()
+    assert len(maps.loaded[0]) == 1
+    send(meter, UDP, 3)
+    assert classes(drain.cut()) == {SUSPECT: 3}
+    declare(maps)
+    send(meter, UDP, 2)
+    assert int(meter.state()["suspects"]) == 0
 
 
 def test_a_packet_is_the_hit_of_one_entry(meter: Meter, account: int) -> None:

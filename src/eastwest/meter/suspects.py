@@ -51,10 +51,13 @@ class SuspectMaps:
 
     def replace(self, prefixes: set[bytes], flows: set[bytes]) -> bool:
         """Make the entries these; False where they were. Raises KernelError: then some are, see `adopt`."""
-        changed = False
+        changed, count = False, len(prefixes) + len(flows)
+        if count:  # before they are there, and until they are gone: none is there unseen
+            self._meter.write_state(suspects=count)
         for kind, wanted in enumerate((prefixes, flows)):
             changed |= self._replace(kind, wanted)
-        self._meter.write_state(suspects=len(prefixes) + len(flows))
+        if not count:
+            self._meter.write_state(suspects=0)
         return changed
 
     def _replace(self, kind: int, wanted: set[bytes]) -> bool:
