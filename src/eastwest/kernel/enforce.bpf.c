@@ -16,12 +16,13 @@ int port_enforce(struct xdp_md *xdp)
 {
 	struct packet p = {.key.direction = DIRECTION_EGRESS};
 	__u32 ifindex = xdp->ingress_ifindex;
-	struct source *source = bpf_map_lookup_elem(&port_sources, &ifindex);
+	struct source *found = bpf_map_lookup_elem(&port_sources, &ifindex), source;
 
-	if (!source || source->enforcement != ENFORCE_PORT)
+	if (!found || found->enforcement != ENFORCE_PORT)
 		return XDP_PASS;
+	source = *found; /* an element that the probe replaces is another port's at once */
 	parse_frame(xdp, &p);
-	return count(xdp, HOOK_PORT, source, &p, true, true) ? XDP_DROP : XDP_PASS;
+	return count(xdp, HOOK_PORT, &source, &p, true, true) ? XDP_DROP : XDP_PASS;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

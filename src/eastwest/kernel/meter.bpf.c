@@ -72,11 +72,14 @@ static __always_inline int meter_port(struct __sk_buff *skb, __u8 direction)
 {
 	struct packet p = {.key.direction = direction};
 	__u32 ifindex = skb->ifindex;
-	struct source *source = bpf_map_lookup_elem(&port_sources, &ifindex);
-	/* Too late for what the workload sends: a switch that reads the port by AF_PACKET has it already. */
-	bool enforced = source && source->enforcement == ENFORCE_PORT && direction == DIRECTION_INGRESS;
+	struct source *source;
+	bool enforced;
 
 	parse_frame(skb, &p);
+	/* After that: an element that the probe replaces is another port's at once. */
+	source = bpf_map_lookup_elem(&port_sources, &ifindex);
+	/* Too late for what the workload sends: a switch that reads the port by AF_PACKET has it already. */
+	enforced = source && source->enforcement == ENFORCE_PORT && direction == DIRECTION_INGRESS;
 	return count(skb, HOOK_PORT, source, &p, enforced, false) ? drop() : PASS;
 }
 
