@@ -25,6 +25,7 @@ from eastwest.probe.config import SuspectConfig
 from tests.conftest import Workload, run
 from tests.system.bus_server import RunningServer, until
 from tests.system.stream import messages
+from tests.system.test_disks import full, small_disk
 from tests.system.test_probe import Harness, harness, with_server
 
 Test = Callable[[RunningServer, Path, Orders, Bus], Awaitable[None]]
@@ -348,6 +349,38 @@ def test_what_finds_no_room_is_said(netns: Path, cgroup: Path, tmp_path: Path) -
             await until(lambda: _says(suspects._maps.loaded[0] == last), 30)
 
     with_orders(tmp_path, test)
+
+
+def test_what_is_not_in_effect_yet_is_said(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """The disk is full, so no cut is made: what was there is in effect, what is new is pending till then."""
+
+    async def pending(bus: Bus) -> dict[str, bool]:
+        return {what: entry.pending for what, entry in (await listed(bus)).items()}
+
+    async def becomes(bus: Bus, expected: dict[str, bool]) -> None:
+        async def same() -> bool:
+            return await pending(bus) == expected
+
+        await until(same, 60)
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
+            with Workload(netns) as workload:
+                label = await h.knows(workload.name)
+                await orders.declare("10.9.0.0/16", "", None)
+                await in_effect(bus, "10.9.0.0/16")
+                with full(state):
+                    workload.send(3)
+                    await until(lambda: _says(bool(h.probe._problems.get("journal"))), 30)
+                    await orders.declare("10.1.0.2", "", None)
+                    await becomes(bus, {"10.9.0.0/16": False, "10.1.0.2/32": True})
+                await becomes(bus, {"10.9.0.0/16": False, "10.1.0.2/32": False})
+                workload.send(4)
+                await h.becomes({label: 7})
+                assert await suspect_packets(h, label) == 4
+
+    with small_disk(tmp_path / "state", tmp_path / "spare"):
+        with_orders(tmp_path, test)
 
 
 def test_documents_that_lie_are_refused_one_by_one(netns: Path, cgroup: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ Capture = pytest.CaptureFixture[str]
 
 ENTRY = {
     "what": "10.9.0.0/16", "why": "feed\x1b[2J", "sources": ["api", "/etc/feed"], "hosts": ["h1", "h2"],
-    "added": "2024-01-01T00:00:00Z", "expires": None, "packets": 1234, "bytes": 1_500_000, "last_hit": None,
+    "pending": ["h4"], "added": "2024-01-01T00:00:00Z", "expires": None, "packets": 1234,
+    "bytes": 1_500_000, "last_hit": None,
 }  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def test_the_list_says_what_it_leaves_out_and_who_does_not_answer(api: Stub, cap
     api.answers["suspect"] = document
     assert cli.main(["suspect", "list"]) == 0
     shown = capsys.readouterr().out
-    parts = ("10.9.0.0/16", "1.23 k", "api", "/etc/feed", "99,999", "h3")
+    parts = ("10.9.0.0/16", "1.23 k", "api", "/etc/feed", "99,999", "h3", "h4")
     assert [part for part in parts if part not in shown] == []
     assert "\x1b" not in shown
     assert cli.main(["suspect", "list", "--json"]) == 0

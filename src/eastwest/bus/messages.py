@@ -223,10 +223,12 @@ class SuspectEntry(msgspec.Struct, frozen=True):
     packets: Count
     bytes: Count
     last_hit: Count
+    pending: bool = False
+    """Declared, and not in effect yet: the cut that puts it into effect could not be made."""
 
 
 class SuspectAnswer(msgspec.Struct, frozen=True):
-    """What is suspect on a host, in effect: what users declared, then what was met most."""
+    """What is suspect on a host: what users declared, then what was met most."""
 
     host: Words
     entries: Annotated[list[SuspectEntry], Meta(max_length=MOST_ENTRIES)]

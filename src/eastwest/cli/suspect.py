@@ -49,6 +49,7 @@ COLUMNS = (
     Column("added", lambda row: clock(row["added"]) if row["added"] else "", "right"),
     Column("expires", lambda row: clock(row["expires"]) if row["expires"] else "", drop="empty"),
     Column("in effect on", field("hosts"), keep=False),
+    Column("pending on", field("pending"), keep=False, drop="empty"),
     Column("declared by", field("sources"), keep=False),
     Column("why", field("why"), keep=False, drop="empty"),
 )

@@ -218,7 +218,8 @@ class SuspectOrder(BaseModel):
 
 
 class Suspect(BaseModel):
-    """A prefix or flow that is suspect, and what it met on all hosts since. `hosts`: where it is in effect.
+    """A prefix or flow that is suspect, and what it met on all hosts since. `hosts`: where it is in effect;
+    `pending`: where it is not yet, since what was counted before could not be written to the disk.
 
     Each hook that saw a packet counts it: one between two workloads of a host is met twice.
     """
@@ -229,6 +230,7 @@ class Suspect(BaseModel):
     added: str | None
     expires: str | None
     hosts: list[str]
+    pending: list[str]
     packets: int
     bytes: int
     last_hit: str | None

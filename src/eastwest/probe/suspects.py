@@ -65,6 +65,8 @@ class Suspects:
         self._settled = asyncio.Event()
         self._lock = asyncio.Lock()
         self._effective = 0
+        self._fresh: dict[bytes, int] = {}
+        """key → which of the changes brought it, while that is not known to be in effect"""
         self._expiry = _NEVER
         self._problems: dict[str, str | None] = {}
         self._left_out: str | None = None
@@ -123,6 +125,8 @@ class Suspects:
                 self._due.clear()
                 if due:
                     self._forget()
+                if self._effective >= self.changes:
+                    self._fresh = {}
                 if await asyncio.to_thread(self._files.look) or due:
                     self._applied(await asyncio.to_thread(self._apply))
 
@@ -166,8 +170,11 @@ class Suspects:
 
     def _apply(self) -> bool:
         """True where the kernel's entries may be others now."""
+        wanted = self._wanted()
+        for keys, loaded in zip(wanted, self._maps.loaded, strict=True):
+            self._fresh |= dict.fromkeys(keys - loaded, self.changes + 1)
         try:
-            changed = self._maps.replace(*self._wanted())
+            changed = self._maps.replace(*wanted)
             self._problems["kernel"] = None
         except KernelError as e:
             self._problem("kernel", e)
@@ -196,7 +203,7 @@ class Suspects:
     # -- what it tells -------------------------------------------------------------------------------------
 
     async def answer(self, _: bytes) -> bytes:
-        """The entries that are in effect, as a `SuspectAnswer`."""
+        """The entries, as a `SuspectAnswer`; waits a little for those that are not in effect yet."""
         await self._until_settled()
         async with self._lock:
             answer = await asyncio.to_thread(self._answer)
@@ -225,6 +232,7 @@ class Suspects:
             packets=hits.packets,
             bytes=hits.bytes,
             last_hit=hits.last,
+            pending=self._fresh.get(key, 0) > self._effective,
         )
 
     def _problem(self, about: str, error: EastwestError) -> None:
