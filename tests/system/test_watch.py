@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from eastwest.bus.messages import FLOWS, TOTALS, WATCHES_BUCKET, Evidence
 from eastwest.store.alerts import StoredAlert
+from eastwest.store.batch import Batch
 from eastwest.watch import models
 from eastwest.watch.config import AlertsConfig
 from eastwest.watch.definition import Definition
@@ -280,6 +281,32 @@ def test_the_bus_away_is_not_silence(tmp_path: Path) -> None:
             await looked(s)
             (alert,) = await s.get("alerts")
             assert (alert["watch"], alert["state"]) == ("busy", "firing")
+
+    asyncio.run(scenario())
+
+
+def test_a_host_whose_rows_come_late_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reports, and nothing of it is stored: health and the watch say that, not that it is silent."""
+    monkeypatch.setattr("eastwest.watch.horizon._LEAST_SECONDS", 1.0)
+
+    async def scenario() -> None:
+        async with site(tmp_path, collecting=False, watches=[watch("busy", "rate_above", 1)]) as s:
+            probe = LiveProbe(s.probe_bus)
+            here = Batch("h", 1, 1_000_000, "workloads", workloads=[workload(1, "web")])
+            await s.store.write([here])
+            await probe.count(recent([1], [600]))
+            async with probe.alive():
+
+                async def told() -> bool:
+                    problems = (await s.get("health"))["problems"]
+                    return [problem.partition(": what ")[0] for problem in problems] == [
+                        "host h: its rows come late",
+                        "watch busy cannot judge label 1",
+                    ]
+
+                await until(told, SECONDS)
+                (state,) = await s.get("watches")
+                assert state["unknown"]["1"].startswith("what host h counted ")
 
     asyncio.run(scenario())
 

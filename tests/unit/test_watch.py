@@ -210,6 +210,31 @@ def test_a_horizon_is_the_latest_report_whose_cut_is_stored() -> None:
     asyncio.run(scenario())
 
 
+def test_a_host_whose_rows_come_late_is_told_from_one_that_is_away() -> None:
+    """While it reports and nothing is stored; one that does not report either is only away. However many
+    reports wait, the horizon moves on with the first that is stored."""
+
+    async def scenario() -> None:
+        store = Cuts()
+        horizons = Horizons(store)  # type: ignore[arg-type]
+        await horizons.update([member(1, 1, age=30)], 1.0)
+        assert (list(horizons.away), horizons.late) == (["h"], {})
+        for cut in range(2, 101):
+            await horizons.update([member(cut, cut, age=30 - 0.3 * cut)], 1.0)
+        assert horizons.times == {}
+        assert horizons.late["h"] == pytest.approx(30, abs=5)
+        assert len(horizons._hosts["h"].reports) <= 16
+        store.stored = {("h", 1, cut) for cut in range(1, 100)}
+        await horizons.update([], 1.0)
+        assert horizons.late == {}
+        assert 80 <= horizons.times["h"] < 100
+        store.stored = set()
+        await horizons.update([member(101, 101)], 1.0)
+        assert horizons.late == {}
+
+    asyncio.run(scenario())
+
+
 def test_known_peers_are_forgotten_in_time() -> None:
     """Each when its time is over, later where it was told of again; of one label the last so many."""
     known = Known(3)

@@ -51,7 +51,8 @@ class Conditions:
                 if reason:
                     verdict.unknown[watch.name, workload.label] = reason
                     away = self._horizons.away.get(workload.host, FORGIVEN_SECONDS)
-                    if away < FORGIVEN_SECONDS or self._too_short(watch, workload.host):
+                    late = workload.host in self._horizons.late
+                    if late or away < FORGIVEN_SECONDS or self._too_short(watch, workload.host):
                         verdict.trouble.add((watch.name, workload.label))
                 else:
                     by_condition[watch.condition].append(Case(watch, workload))
@@ -72,6 +73,8 @@ class Conditions:
         """Why nothing can be said of a workload; empty: something can."""
         host = workload.host
         if host not in self._horizons.times:
+            if late := self._horizons.late.get(host):
+                return f"what host {host} counted {late:.0f} s ago is not stored yet"
             age = self._horizons.away.get(host)
             if age is None or age == float("inf"):
                 return f"host {host} has not reported to this server yet"

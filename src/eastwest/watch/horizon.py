@@ -4,10 +4,10 @@ A probe reports its last cut; once that cut's last message is stored, everything
 report's time is stored as well. That time, by the host's own clock, is its *horizon*: windows end there, so
 that rows which come some seconds late are neither missed nor taken for silence. A host whose horizon does
 not move on is *away*: nothing can be said of its workloads, neither that they are well nor that they are not.
+Where its reports come and only its rows do not, these are *late*.
 """
 
 import time
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -36,7 +36,7 @@ class Host:
 
     interval: float = 0.0
     patience: float = 0.0
-    reports: deque[Report] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    reports: list[Report] = field(default_factory=list)
     reached: Report | None = None
     since: float = 0.0
 
@@ -51,6 +51,8 @@ class Horizons:
         """Host → horizon, of hosts that are not away."""
         self.away: dict[str, float] = {}
         """Host → seconds since its horizon last moved."""
+        self.late: dict[str, float] = {}
+        """Host → seconds for which what it counted has not been stored, though it reports."""
 
     async def update(self, members: Iterable[Member], interval: float) -> None:
         """Take the latest reports; `interval`: seconds between updates. Raises StoreError."""
@@ -60,7 +62,7 @@ class Horizons:
         # A cut 0: nothing was ever counted there, so nothing is missing.
         stored = await self._store.stored_cuts({cut for cut in pending if cut[2]})
         now = time.monotonic()
-        self.times, self.away = {}, {}
+        self.times, self.away, self.late = {}, {}, {}
         for name, host in self._hosts.items():
             _advance(host, stored)
             age = now - host.reached.received if host.reached else float("inf")
@@ -69,6 +71,8 @@ class Horizons:
             else:
                 host.since = host.since or now
                 self.times[name] = host.reached.time
+            if waiting := _waiting(host, now):
+                self.late[name] = waiting
 
     def steady(self, host: str, now: float) -> float:
         """For how many seconds (`now`: monotonic) the host's horizon has moved without a gap."""
@@ -87,6 +91,9 @@ class Horizons:
         host.patience = max(_LEAST_SECONDS, _MISSED_REPORTS * report.interval_seconds, 3 * interval)
         cut = (report.host, report.boot, report.cut)
         if not host.reports or host.reports[-1].time != report.time:
+            if len(host.reports) >= _REMEMBERED:
+                # The oldest stay, or the horizon of a host whose rows come late would never move.
+                del host.reports[2::2]
             host.reports.append(Report(cut, report.time, member.received))
 
 
@@ -96,6 +103,14 @@ def _advance(host: Host, stored: set[Cut]) -> None:
         report = host.reports[index]
         if not report.cut[2] or report.cut in stored:
             host.reached = report
-            for _ in range(index):
-                host.reports.popleft()
+            del host.reports[:index]
             return
+
+
+def _waiting(host: Host, now: float) -> float:
+    """For how many seconds reports have come (and still do) whose cut is not stored; 0: as ever."""
+    waiting = [report for report in host.reports if report is not host.reached]
+    if not waiting or now - waiting[-1].received > host.patience:
+        return 0.0
+    seconds = now - waiting[0].received
+    return seconds if seconds > host.patience else 0.0

@@ -36,6 +36,7 @@ from eastwest.watch.webhook import Webhook, header
 log = logging.getLogger(__name__)
 
 _MOST_STORED = 100_000
+_MOST_LATE = 5
 _GONE_SECONDS = 7200
 """So long a workload that has gone is still known, by the time of storing: its rows may be in a window, its
 alert still open."""
@@ -101,6 +102,7 @@ class Watcher:
     def problems(self) -> list[str]:
         """What cannot be watched now, each with its reason."""
         found = [f"watching: {self._problem}"] if self._problem else []
+        found += _late(self._horizons.late)
         found += [self._detectors.problem] if self._detectors.problem else []
         found += [output.problem for output in self._outputs if output.problem]
         if self._book.refused:
@@ -237,6 +239,18 @@ class Watcher:
         if problem != self._problem and problem is not None:
             log.warning("nothing is watched: %s", problem)
         self._problem = problem
+
+
+def _late(hosts: Mapping[str, float]) -> list[str]:
+    """`hosts`: → seconds. The latest ones by name."""
+    latest = sorted(hosts, key=lambda host: -hosts[host])
+    found = [
+        f"host {host}: its rows come late: what it counted {hosts[host]:.0f} s ago is not stored yet;"
+        " see that the bus and the store's disk keep up"
+        for host in latest[:_MOST_LATE]
+    ]
+    more = len(latest) - len(found)
+    return [*found, f"the rows of {more} other hosts come late, too"] if more else found
 
 
 def _told(what: str, reasons: Mapping[int, str]) -> list[str]:
