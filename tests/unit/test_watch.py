@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -18,6 +19,7 @@ from eastwest.watch.definition import Definition, check_silence
 from eastwest.watch.detectors import Detectors
 from eastwest.watch.horizon import Horizons
 from eastwest.watch.peers import Known
+from tests.system.fake_probe import workload
 
 SANE = {"name": "w", "match": "service=web", "condition": "rate_above", "threshold": 10}
 
@@ -148,6 +150,29 @@ def test_one_workload_does_not_fill_the_book() -> None:
         assert [alert.text for alert in book.alerts] == texts
         changes = book.apply([*reversed(scans), other], moment(at))
         assert (changes.raised, changes.resolved) == ([], [])
+
+
+def test_one_tenant_does_not_fill_the_book() -> None:
+    """With sixty scanning workloads it has three quarters; of the rest each tenant has three quarters again,
+    and what is open stays open whatever comes."""
+
+    def scans(tenant: str, first: int, labels: int) -> list[Finding]:
+        whose = range(first, first + labels)
+        return [
+            finding(key=Key("port_scan", "", n, f"to {scan}"), workload=workload(n, "w", tenant=tenant))
+            for n in whose
+            for scan in range(20)
+        ]
+
+    book = Book(1000)
+    attack = scans("a", 1, 60)
+    assert len(book.apply(attack, moment(1)).raised) == 750
+    assert book.refused == 450
+    others = [*scans("b", 100, 10), *scans("c", 200, 10)]
+    raised = book.apply([*attack, *others], moment(2)).raised
+    assert Counter(alert.tenant for alert in raised) == {"b": 188, "c": 47}
+    changes = book.apply([*others, *attack], moment(3))
+    assert (changes.raised, changes.resolved, len(book.alerts)) == ([], [], 985)
 
 
 def test_a_restored_alert_is_the_same_alert() -> None:

@@ -4,7 +4,8 @@ An alert ends when two evaluations in a row do not find it: a figure that swings
 one alert, not many. Where nothing can be said (the host is away) it stays as it is, for an hour.
 
 One workload must not fill the book, or nobody would learn of the others: of one kind and label so many are
-open, and the last of them says how many more there are.
+open, and the last of them says how many more there are. Nor must one tenant: it may have a few times as many
+open as there is room left, so there is always some for another.
 """
 
 import secrets
@@ -17,6 +18,8 @@ from eastwest.watch.alert import Alert, Finding, Key
 _MISSES = 2
 _UNKNOWN_SECONDS = 3600.0
 _MOST_ALIKE = 20
+_SHARE = 3
+"""A tenant's alerts to the room left: one alone has three quarters of it all."""
 _KEEP_SECONDS = 30.0
 """An alert that only goes on is written again this often."""
 
@@ -64,8 +67,10 @@ class Book:
         self._pending: dict[Key, float] = {}
         self._alike: Counter[tuple[object, ...]] = Counter()
         self._folded: Counter[tuple[object, ...]] = Counter()
+        self._tenants: Counter[str] = Counter()
         self.refused = 0
-        """Findings that the last evaluation raised no alert for: there are `limit` already."""
+        """Findings that the last evaluation raised no alert for: there is no room, or their tenant has its
+        share of it."""
 
     @property
     def alerts(self) -> list[Alert]:
@@ -82,6 +87,7 @@ class Book:
         found = {finding.key: finding for finding in findings}
         self.refused = 0
         self._alike, self._folded = Counter(map(_group, self._open)), Counter()
+        self._tenants = Counter(entry.alert.tenant for entry in self._open.values())
         self._pending = {key: since for key, since in self._pending.items() if key in found}
         for key, finding in found.items():
             entry = self._open.get(key) or self._raise(finding, moment)
@@ -102,10 +108,13 @@ class Book:
         if self._alike[_group(finding.key)] >= _MOST_ALIKE:
             self._folded[_group(finding.key)] += 1
             return None
-        if len(self._open) >= self._limit:
+        tenant = finding.workload.tenant if finding.workload else ""
+        room = self._limit - len(self._open)
+        if room <= 0 or self._tenants[tenant] >= _SHARE * room:
             self.refused += 1
             return None
         del self._pending[finding.key]
+        self._tenants[tenant] += 1
         self._alike[_group(finding.key)] += 1
         kind, watch, label, subject = finding.key
         alert = Alert(

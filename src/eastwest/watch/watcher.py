@@ -107,7 +107,8 @@ class Watcher:
         found += [output.problem for output in self._outputs if output.problem]
         if self._book.refused:
             found.append(
-                f"{self._book.refused} alerts are not raised: {self._config.max_open} are open;"
+                f"{self._book.refused} alerts are not raised: {len(self._shown)} of at most"
+                f" {self._config.max_open} are open, and some room is left for other tenants;"
                 " raise max_open of [alerts], or narrow the watches"
             )
         for kept in (self._kept_watches, self._kept_silences):
