@@ -12,7 +12,7 @@ class AlertsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     interval_seconds: float = 5.0
     max_open: int = 1000
-    """Alerts at the same time, three quarters of them of one tenant; where more are refused, health says so."""
+    """Alerts at the same time, three quarters of them of one tenant; if more are refused, health says so."""
     flows: int = 10
     """Flows shown behind an alert, the largest."""
     webhook_url: str = ""
