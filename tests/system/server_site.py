@@ -15,6 +15,7 @@ from eastwest.collector.collector import Collector, CollectorConfig
 from eastwest.export.config import ExportConfig
 from eastwest.export.exporter import Exporter
 from eastwest.export.metrics import Metrics
+from eastwest.manager.fleet import Fleet
 from eastwest.manager.manager import Manager, ManagerConfig
 from eastwest.store.store import Store, StoreConfig
 from eastwest.watch.config import AlertsConfig, DetectConfig
@@ -93,11 +94,13 @@ async def site(
             metrics = Metrics(
                 export.prometheus, bus, store, lambda: collector.status, lambda: exporter.status
             )
-            watcher = Watcher(alerts, bus, store, watches, detect)
+            fleet = Fleet(bus)
+            watcher = Watcher(alerts, bus, store, fleet, watches=watches, detect=detect)
             manager = Manager(
                 ManagerConfig(listen="127.0.0.1:0"),
                 bus,
                 store,
+                fleet,
                 lambda: collector.status,
                 page=metrics.page,
                 routers=[router(watcher)],
@@ -108,6 +111,7 @@ async def site(
                 await collector.__aenter__()
             async with (
                 metrics,
+                fleet,
                 watcher,
                 manager,
                 httpx.AsyncClient(base_url=manager.url, trust_env=False) as api,

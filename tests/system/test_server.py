@@ -24,6 +24,7 @@ from eastwest.bus.messages import (
 )
 from eastwest.errors import ConfigError
 from eastwest.manager import models
+from eastwest.manager.fleet import Fleet
 from eastwest.manager.manager import Manager, ManagerConfig
 from tests.system.bus_server import until
 from tests.system.fake_probe import FakeProbe, flow_rows, workload
@@ -286,7 +287,8 @@ def test_listening_is_refused_with_a_remedy(tmp_path: Path) -> None:
         async with site(tmp_path) as s:
 
             async def enter(listen: str, token_file: Path | None = None) -> None:
-                async with Manager(ManagerConfig(listen=listen, token_file=token_file), s.bus, s.store):
+                config = ManagerConfig(listen=listen, token_file=token_file)
+                async with Manager(config, s.bus, s.store, Fleet(s.bus)):
                     pass
 
             with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -301,8 +303,9 @@ def test_listening_is_refused_with_a_remedy(tmp_path: Path) -> None:
                 await enter("0.0.0.0:0", tmp_path / "absent")
             secret = tmp_path / "token"
             secret.write_text("0123456789abcdef\n")
+            open_config = ManagerConfig(listen="0.0.0.0:0", token_file=secret)
             async with (
-                Manager(ManagerConfig(listen="0.0.0.0:0", token_file=secret), s.bus, s.store) as open_manager,
+                Manager(open_config, s.bus, s.store, Fleet(s.bus)) as open_manager,
                 httpx.AsyncClient(trust_env=False) as api,
             ):
                 url = open_manager.url.replace("0.0.0.0", "127.0.0.1") + "/api/v1/labels"

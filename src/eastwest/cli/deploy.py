@@ -22,6 +22,7 @@ from eastwest.cli.supervisor import Child, Stuck
 from eastwest.collector.collector import Collector
 from eastwest.errors import ConfigError, RefusedError
 from eastwest.export.exporter import Exporter
+from eastwest.manager.fleet import Fleet
 from eastwest.manager.manager import Manager, token_of
 from eastwest.meter.check import check
 from eastwest.store.store import Store
@@ -69,11 +70,11 @@ def deploy(settings: Settings) -> Deployment:
     """Check what would fail later, write each role's settings. Raises ConfigError, RefusedError, BusError."""
     address = parse_address(settings.server.listen)
     # Inert until entered: what their constructors refuse is refused before anything starts.
-    store = Store(settings.store)
-    bus = Bus(settings.bus)
+    bus, store = Bus(settings.bus), Store(settings.store)
     Collector(settings.collector, bus, store)
-    Manager(settings.server, bus, store)
-    Watcher(settings.alerts, bus, store, settings.watch, settings.detect)
+    fleet = Fleet(bus)
+    Manager(settings.server, bus, store, fleet)
+    Watcher(settings.alerts, bus, store, fleet, watches=settings.watch, detect=settings.detect)
     Exporter(settings.export.ipfix, store)
     token = token_of(settings.server)
     refuse_used(address)

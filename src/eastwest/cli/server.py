@@ -43,6 +43,7 @@ async def _server(settings: "Settings") -> None:
     from eastwest.collector.collector import Collector
     from eastwest.export.exporter import Exporter
     from eastwest.export.metrics import Metrics
+    from eastwest.manager.fleet import Fleet
     from eastwest.manager.manager import Manager
     from eastwest.store.store import Store
     from eastwest.watch.routes import router
@@ -56,11 +57,15 @@ async def _server(settings: "Settings") -> None:
         Metrics(
             settings.export.prometheus, bus, store, lambda: collector.status, lambda: exporter.status
         ) as metrics,
-        Watcher(settings.alerts, bus, store, settings.watch, settings.detect) as watcher,
+        Fleet(bus) as fleet,
+        Watcher(
+            settings.alerts, bus, store, fleet, watches=settings.watch, detect=settings.detect
+        ) as watcher,
         Manager(
             settings.server,
             bus,
             store,
+            fleet,
             lambda: collector.status,
             page=metrics.page,
             routers=[router(watcher)],

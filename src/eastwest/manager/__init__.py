@@ -1,12 +1,13 @@
 """The manager: API, fleet, ledger, and what users say of workloads.
 
-The server role is these four, one inside the other (the wiring is cli's):
+The server role is these five, one inside the other (the wiring is cli's):
 
     async with (
         Bus(bus_config) as bus,
         Store(store_config) as store,
         Collector(collector_config, bus, store) as collector,
-        Manager(manager_config, bus, store, lambda: collector.status) as manager,
+        Fleet(bus) as fleet,
+        Manager(manager_config, bus, store, fleet, lambda: collector.status) as manager,
     ):
         print(manager.url)
         await stop.wait()

@@ -52,14 +52,15 @@ class _Server(uvicorn.Server):
 
 
 class Manager:
-    """Answers HTTP while it is entered. `collector`: the status of the one in this process, if any; `page`:
-    writes /metrics; `routers` and `problems`: what other components answer, and what they cannot do."""
+    """Answers HTTP while it is entered, as `fleet` is. `collector`: the status of the one in this process, if
+    any; `page`: writes /metrics; `routers` and `problems`: what others answer, and what they cannot do."""
 
     def __init__(
         self,
         config: ManagerConfig,
         bus: Bus,
         store: Store,
+        fleet: Fleet,
         collector: Callable[[], CollectorStatus] | None = None,
         *,
         page: Page | None = None,
@@ -68,17 +69,16 @@ class Manager:
     ) -> None:
         self._address = _parse(config.listen)
         self._config = config
-        self._fleet = Fleet(bus)
         self._orders = Orders(bus)
         self._backend = Backend(
             bus,
             store,
-            self._fleet,
+            fleet,
             collector=collector,
             page=page,
             problems=lambda: [*self._orders.problems, *problems()],
         )
-        self._routers = (suspect_routes(SuspectDesk(self._orders, self._fleet, store)), *routers)
+        self._routers = (suspect_routes(SuspectDesk(self._orders, fleet, store)), *routers)
         self._socket: socket.socket | None = None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -99,7 +99,6 @@ class Manager:
                 limit_concurrency=256,
             )
         )
-        await self._fleet.__aenter__()
         await self._orders.__aenter__()
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="api")
         log.info("the API is at %s", self.url)
@@ -113,7 +112,6 @@ class Manager:
             await self._task
         try:
             await self._orders.__aexit__(kind, error, trace)
-            await self._fleet.__aexit__(kind, error, trace)
         finally:
             if self._socket is not None:
                 self._socket.close()

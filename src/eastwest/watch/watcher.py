@@ -43,19 +43,21 @@ alert still open."""
 
 
 class Watcher:
-    """Raises and ends alerts while it is entered. What it cannot do now is in `problems`."""
+    """Raises and ends alerts while it is entered, as `fleet` is. What it cannot do now is in `problems`."""
 
     def __init__(
         self,
         config: AlertsConfig,
         bus: Bus,
         store: Store,
+        fleet: Fleet,
+        *,
         watches: Sequence[Definition] = (),
         detect: DetectConfig | None = None,
     ) -> None:
         self._config = config
         self._store = store
-        self._fleet = Fleet(bus)
+        self._fleet = fleet
         self._kept_watches = Kept(bus, WATCHES_BUCKET, Definition, lambda watch: None)
         self._kept_silences = Kept(bus, SILENCES_BUCKET, Silence, check_silence)
         self.watches = Watches(watches, self._kept_watches)
@@ -79,7 +81,6 @@ class Watcher:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._fleet)
             await stack.enter_async_context(self._kept_watches)
             await stack.enter_async_context(self._kept_silences)
             for output in self._outputs:
