@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eastwest.kernel.netns import inside
 from eastwest.tap.config import TapConfig
-from eastwest.tap.pcapng import ETHERNET, Interface
+from eastwest.tap.pcapng import ETHERNET, Interface, section
 from eastwest.tap.reader import Left, Reader
 from eastwest.tap.taps import CAPTURE, Order, Point, Taps
 from tests.kernel.blocks import Packet, Section, parse
@@ -24,7 +24,7 @@ class Tool:
     def __init__(self, taps: Taps, number: int = 0, host: str = "host-1") -> None:
         self.taps, self.number = taps, number
         self.rings = taps.open_destination(number, self.woken)
-        self.reader = Reader(self.rings, host)
+        self.reader = Reader(self.rings, section(host))
         self.wakes = 0
         self.stream = bytearray()
         self.reader.start(self.take)
@@ -71,8 +71,8 @@ def tap_port(taps: Taps, ifindex: int, *orders: Order, place: int = 0) -> None:
     taps.attach_port(ifindex)
 
 
-def config(netns: Path, memory: int = SMALL) -> TapConfig:
-    return TapConfig(netns=netns, memory=memory)
+def tapping(netns: Path, memory: int = SMALL) -> Taps:
+    return Taps(TapConfig(memory=memory), netns)
 
 
 def balanced(count: dict[str, int]) -> bool:

@@ -22,7 +22,7 @@ from eastwest.tap.reading import Hook
 from eastwest.tap.taps import CAPTURE, Point, Taps
 from tests.conftest import Workload, run
 from tests.kernel.frames import ethernet, ipv4, udp
-from tests.kernel.tapping import LABEL, SERVICE, Tool, balanced, config, packet_socket, tap_port, until
+from tests.kernel.tapping import LABEL, SERVICE, Tool, balanced, packet_socket, tap_port, tapping, until
 
 INBOUND, OUTBOUND, UNICAST, MULTICAST, BROADCAST = 1, 2, 1 << 2, 2 << 2, 3 << 2
 CHECKSUM_NOT_READY, SEGMENTATION_OFFLOADED = 1 << 9, 1 << 11
@@ -44,7 +44,7 @@ def one_cpu() -> Iterator[None]:
 
 @pytest.fixture
 def taps(netns: Path) -> Iterator[Taps]:
-    with Taps(config(netns)) as taps:
+    with tapping(netns) as taps:
         yield taps
 
 

@@ -18,14 +18,14 @@ import pytest
 
 from eastwest.kernel import features, trial
 from eastwest.kernel.netns import inside
-from eastwest.tap import reader
+from eastwest.tap import pcapng, reader
 from eastwest.tap.pcapng import RAW_IP
 from eastwest.tap.reader import Left
 from eastwest.tap.taps import Point, Taps
 from tests.conftest import require, run
 from tests.kernel.blocks import parse
 from tests.kernel.frames import ethernet, ipv4, udp
-from tests.kernel.tapping import LABEL, LOSSES, SERVICE, Tool, balanced, config
+from tests.kernel.tapping import LABEL, LOSSES, SERVICE, Tool, balanced, tapping
 
 LO = 1
 BURST = 50
@@ -43,7 +43,7 @@ def number(data: bytes) -> int:
 
 @pytest.fixture
 def taps(netns: Path) -> Iterator[Taps]:
-    with Taps(config(netns)) as taps:
+    with tapping(netns) as taps:
         yield taps
 
 
@@ -186,7 +186,7 @@ def test_egress_and_the_softirq_that_interrupts_it_do_not_mix_their_blocks(
     monkeypatch.setattr(features, "programs_hold_irqs", lambda: held and can)
     cpus, each = sorted(os.sched_getaffinity(0)), 20_000
     groups = [cgroup / "chatter", cgroup / "paced"]
-    with Taps(config(netns, 64 << 20)) as taps:
+    with tapping(netns, 64 << 20) as taps:
         tool = Tool(taps)
         for stream, group in enumerate(groups, 5):
             group.mkdir()
@@ -204,7 +204,8 @@ def test_egress_and_the_softirq_that_interrupts_it_do_not_mix_their_blocks(
             one.kill()
             one.communicate()
         for group in groups:
-            taps.remove_cgroup(group.stat().st_ino)  # from here on nothing is written
+            taps.remove_cgroup(group.stat().st_ino)
+        taps.settle()  # from here on nothing is written
         (section,) = tool.sections()
         counts = [taps.count(5), taps.count(6)]
     assert [sender.returncode for sender in senders] == [0] * len(cpus)
@@ -302,7 +303,7 @@ def test_a_second_reader_goes_on_where_the_first_stopped(taps: Taps, tool: Tool)
     second = Tool.__new__(Tool)
     second.__dict__.update(tool.__dict__)
     second.stream = bytearray()
-    second.reader = type(tool.reader)(tool.rings, "host-1")
+    second.reader = type(tool.reader)(tool.rings, pcapng.section("host-1"))
     second.order(5)
     second.reader.start(second.take)
     assert [number(packet.data) for packet in second.packets()] == list(range(first, 50))

@@ -21,6 +21,7 @@ from eastwest.meter import pins
 from eastwest.meter.rows import FLOW_ROW, TOTAL_ROW
 from eastwest.probe.config import ProbeConfig, SuspectConfig
 from eastwest.probe.probe import Probe
+from eastwest.tap.config import TapConfig
 from tests.conftest import Workload, quiet, run
 from tests.kernel.frames import ethernet, ipv4, udp
 from tests.system.bus_server import RunningServer, running, until
@@ -106,7 +107,9 @@ async def harness(
     state: Path,
     rules: list[Rule] | None = None,
     sources: Sequence[Source] = (),
+    *,
     suspect: SuspectConfig | None = None,
+    tap: TapConfig | None = None,
     **settings: Any,
 ) -> AsyncIterator[Harness]:
     """Run a probe; what it pinned stays."""
@@ -115,7 +118,7 @@ async def harness(
     )
     async with (
         Bus(server.files.bus_config("probe")) as bus,
-        Probe(config, rules or [], bus, sources, suspect) as probe,
+        Probe(config, rules or [], bus, sources, suspect=suspect, tap=tap) as probe,
     ):
         task = asyncio.create_task(probe.run())
         try:

@@ -20,6 +20,7 @@ from eastwest.inventory.config import InventoryConfig
 from eastwest.inventory.model import readable
 from eastwest.labels.rules import Rule
 from eastwest.probe.config import ProbeConfig, SuspectConfig
+from eastwest.tap.config import TapConfig
 
 DEFAULT_STATE_DIR = Path("/var/lib/eastwest")
 
@@ -39,6 +40,7 @@ class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     bus: BusConfig = msgspec.field(default_factory=BusConfig)
     rule: list[Rule] = msgspec.field(default_factory=list)
     suspect: SuspectConfig = msgspec.field(default_factory=SuspectConfig)
+    tap: TapConfig = msgspec.field(default_factory=TapConfig)
     server: Document = msgspec.field(default_factory=dict)
     collector: Document = msgspec.field(default_factory=dict)
     store: Document = msgspec.field(default_factory=dict)

@@ -35,7 +35,8 @@ async def _probe(settings: config.ProbeSettings) -> None:
             settings.rule,
             bus,
             sources(settings.inventory, settings.probe),
-            settings.suspect,
+            suspect=settings.suspect,
+            tap=settings.tap,
         ) as probe,
     ):
         await probe.run()

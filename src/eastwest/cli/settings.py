@@ -10,6 +10,7 @@ from eastwest.labels.rules import Rule
 from eastwest.manager.manager import ManagerConfig
 from eastwest.probe.config import ProbeConfig, SuspectConfig
 from eastwest.store.store import StoreConfig
+from eastwest.tap.config import TapConfig
 from eastwest.watch.config import AlertsConfig, DetectConfig
 from eastwest.watch.definition import Definition
 
@@ -22,6 +23,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     bus: BusConfig = msgspec.field(default_factory=BusConfig)
     rule: list[Rule] = msgspec.field(default_factory=list)
     suspect: SuspectConfig = msgspec.field(default_factory=SuspectConfig)
+    tap: TapConfig = msgspec.field(default_factory=TapConfig)
     server: ManagerConfig = msgspec.field(default_factory=ManagerConfig)
     collector: CollectorConfig = msgspec.field(default_factory=CollectorConfig)
     store: StoreConfig = msgspec.field(default_factory=StoreConfig)

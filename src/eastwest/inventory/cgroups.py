@@ -154,6 +154,10 @@ class Cgroups:
         """Of a cgroup that is there, or was removed not long ago."""
         return self._paths.get(cgroup)
 
+    def ids(self) -> Iterable[int]:
+        """Of all that are there, or were removed not long ago."""
+        return self._paths.keys()
+
     def by_path(self) -> dict[str, int]:
         """Path → id of the cgroups that are there."""
         return {path: number for path, number in self._by_path.items() if number not in self._removed}

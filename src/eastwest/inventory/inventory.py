@@ -215,6 +215,10 @@ class Inventory:
         """Every cgroup there is that is a workload, by id."""
         return self._cgroups.workloads().keys() | self._cgroups.at(self._claimed.keys())
 
+    def every_cgroup(self) -> Iterable[int]:
+        """Every cgroup that is there or was removed not long ago, workload or not, by id."""
+        return self._cgroups.ids()
+
     def knows(self, cgroup: int) -> bool:
         """Whether a cgroup is there, or was removed not long ago."""
         return self._cgroups.path(cgroup) is not None

@@ -14,6 +14,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "filters.h"
+#include "own.h"
 #include "pcapng.h"
 #include "scope.h"
 #include "tap.h"
@@ -29,6 +30,7 @@ const volatile struct {
 const struct ring *ring_type __attribute__((unused, section(".rodata.types")));
 const struct epb_head *epb_head_type __attribute__((unused, section(".rodata.types")));
 const struct epb_tail *epb_tail_type __attribute__((unused, section(".rodata.types")));
+const struct endpoint *endpoint_type __attribute__((unused, section(".rodata.types")));
 const enum tap_sizes *sizes_type __attribute__((unused, section(".rodata.types")));
 const enum tap_flags *flags_type __attribute__((unused, section(".rodata.types")));
 
@@ -229,12 +231,13 @@ __noinline int copy(struct __sk_buff *skb, const struct job *job, const struct t
 	       __sync_lock_test_and_set(&at->wake_at, ~0ULL) != ~0ULL;
 }
 
-static __always_inline void miss(const struct tap_order *order)
+/* Counts a packet that is not copied for an order: its own doing, or because it is one of eastwest's own. */
+static __always_inline void leave(const struct tap_order *order, bool own)
 {
 	struct tap_count *count = bpf_map_lookup_elem(&tap_counts, &order->stream);
 
 	if (count)
-		add(count->not_matched, 1);
+		add(*(own ? &count->own : &count->not_matched), 1);
 }
 
 /*
@@ -259,19 +262,22 @@ static __always_inline void tap(struct __sk_buff *skb, const struct tap_point *p
 {
 	__u64 takers = point->every;
 	struct job job = {};
+	bool own = false;
 
 	if (point->filtered)
 		takers |= point->filtered & (frame ? matching_port_orders(skb, point->place)
 						   : matching_cgroup_orders(skb, point->place));
 	if (takers)
+		own = frame ? own_frame(skb) : own_packet(skb);
+	if (takers && !own)
 		describe(skb, point->label, direction, frame, &job);
 	for (__u32 i = 0; i < TAP_ORDERS; i++) {
 		const struct tap_order *order = &point->order[i];
 
 		if (i >= point->orders)
 			break;
-		if (!(takers >> i & 1)) {
-			miss(order);
+		if (own || !(takers >> i & 1)) {
+			leave(order, takers >> i & 1);
 			continue;
 		}
 		/* Where the ring buffer is full the reader has not looked yet: it will. */

@@ -153,6 +153,11 @@ class Registry:
             self._keep(history)
         return history.label
 
+    def given(self, identity: str) -> int:
+        """The label that a workload of this host has, 0 where it has none or is long gone."""
+        history = self._by_identity.get(identity)
+        return history.label if history else 0
+
     # -- what is known -------------------------------------------------------------------------------------
 
     def observe(self, present: Mapping[str, Present], now: int, complete: bool = True) -> None:

@@ -10,7 +10,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from eastwest.bus.messages import EVIDENCE, FLOWS, TOTALS, WORKLOADS, HookCount
+from eastwest.bus.messages import (
+    EVIDENCE,
+    FLOWS,
+    TOTALS,
+    WORKLOADS,
+    HookCount,
+    PendingMessage,
+    ProbeLedger,
+)
 from eastwest.kernel.records import enumeration
 from eastwest.labels.registry import ADDRESSES_KEPT, Registry
 from eastwest.meter.accounts import Accounts, Held
@@ -75,6 +83,25 @@ class Cutter:
             HookCount("port", *rows[numbers["HOOK_PORT"]]),
             HookCount("cgroup", *rows[numbers["HOOK_CGROUP"]]),
         ]
+
+    @property
+    def held_packets(self) -> int:
+        """Packets in rows that wait for their workload."""
+        return int(np.sum(self.held.rows["packets"]))
+
+    async def answer(self, _: bytes) -> bytes:
+        """What was seen, lost and is on its way, as a `ProbeLedger`."""
+        unsent = self._journal.unsent(self._boot)
+        ledger = ProbeLedger(
+            host=self._config.host,
+            boot=self._boot,
+            cut=self.sequence,
+            seen={label: tally.seen for label, tally in self.ledger.items()},
+            lost={label: tally.lost for label, tally in self.ledger.items() if tally.lost},
+            held=self.held_packets,
+            outbox=[PendingMessage(sequence, packets) for sequence, packets in unsent],
+        )
+        return msgspec.json.encode(ledger)
 
     def adopt(self) -> None:
         """Go on where the probe before this one stopped, between whichever two steps that was."""

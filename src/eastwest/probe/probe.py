@@ -20,14 +20,13 @@ from eastwest.bus.messages import (
     Facts,
     HostInterface,
     HostReport,
-    PendingMessage,
-    ProbeLedger,
     Workload,
     enforce_subject,
     ledger_subject,
     refuse_impossible,
     suspect_subject,
 )
+from eastwest.bus.taps import taps_subject
 from eastwest.errors import BusError, EastwestError, StoreError
 from eastwest.inventory.inventory import Inventory
 from eastwest.inventory.source import Source
@@ -44,6 +43,7 @@ from eastwest.meter.meter import Meter
 from eastwest.meter.suspects import SuspectMaps
 from eastwest.probe.booking import Booking
 from eastwest.probe.config import ProbeConfig, SuspectConfig
+from eastwest.probe.copying import Copying, Scope
 from eastwest.probe.cost import CostMeter
 from eastwest.probe.cutter import Cutter, close_boot, next_due
 from eastwest.probe.enforcement import Enforcement
@@ -53,6 +53,8 @@ from eastwest.probe.lives import Lives, Tally
 from eastwest.probe.outbox import Outbox
 from eastwest.probe.suspectfiles import SuspectFiles
 from eastwest.probe.suspects import Suspects
+from eastwest.probe.taps import StandingTaps
+from eastwest.tap.config import TapConfig
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +74,16 @@ class Probe:
         rules: list[Rule],
         bus: Bus,
         sources: Sequence[Source] = (),
+        *,
         suspect: SuspectConfig | None = None,
+        tap: TapConfig | None = None,
     ) -> None:
         self._config = config
         self._rules = rules
         self._bus = bus
         self._sources = sources
         self._suspect = suspect or SuspectConfig()
+        self._tap = tap or TapConfig()
         self._stack = AsyncExitStack()
         self._changed = asyncio.Event()
         self._cut_due = asyncio.Event()
@@ -145,6 +150,8 @@ class Probe:
             bus=bus,
             changed=self._changed.set,
         )
+        copying = Copying(host, self._tap, Scope.of(self._config))
+        self._taps = StandingTaps(copying, self._inventory, self._registry, bus)
 
     def _assemble(self) -> None:
         """Between the kernel and the inventory: lives, booking, cuts."""
@@ -212,7 +219,7 @@ class Probe:
     @property
     def held_packets(self) -> int:
         """Packets in rows that wait for their workload."""
-        return int(np.sum(self._cutter.held.rows["packets"]))
+        return self._cutter.held_packets
 
     @property
     def open_accounts(self) -> int:
@@ -244,9 +251,11 @@ class Probe:
         """Work until cancelled. A task that fails for a reason it does not handle ends the probe."""
         # Before the first cut there is no ledger to tell: until then what is stored speaks for this host.
         await self._cut_and_record()
-        await self._bus.serve(ledger_subject(self._config.host), self._answer_ledger)
-        await self._bus.serve(suspect_subject(self._config.host), self._suspects.answer)
-        await self._bus.serve(enforce_subject(self._config.host), self._enforcement.answer)
+        host = self._config.host
+        await self._bus.serve(ledger_subject(host), self._cutter.answer)
+        await self._bus.serve(suspect_subject(host), self._suspects.answer)
+        await self._bus.serve(enforce_subject(host), self._enforcement.answer)
+        await self._bus.serve(taps_subject(host), self._taps.answer)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._inventory.watch(), name="inventory")
             group.create_task(self._cost.sample_for_ever(), name="cost")
@@ -255,6 +264,7 @@ class Probe:
             group.create_task(self._follow_inventory(), name="booking")
             group.create_task(self._suspects.run(), name="suspects")
             group.create_task(self._enforcement.run(), name="enforcement")
+            group.create_task(self._taps.run(), name="taps")
             group.create_task(self._outbox.run(), name="outbox")
             group.create_task(self._report_for_ever(), name="report")
             group.create_task(self._cut_for_ever(), name="cuts")
@@ -310,6 +320,7 @@ class Probe:
             await self._inventory.resolve()
             try:
                 self._booking.reconcile(discover=False)
+                self._taps.look()
             except StoreError as e:
                 self._problem("journal", e)
             # The first change at once, those in its wake together.
@@ -361,6 +372,7 @@ class Probe:
             *self._inventory.problems,
             *self._suspects.problems,
             *self._enforcement.problems,
+            *self._taps.problems,
         ]
         report = HostReport(
             host=self._config.host,
@@ -382,16 +394,3 @@ class Probe:
             self._problems["report"] = None
         except BusError as e:
             self._problem("report", e)
-
-    async def _answer_ledger(self, _: bytes) -> bytes:
-        unsent = self._journal.unsent(self._meter.boot)
-        ledger = ProbeLedger(
-            host=self._config.host,
-            boot=self._meter.boot,
-            cut=self._cutter.sequence,
-            seen={label: tally.seen for label, tally in self._cutter.ledger.items()},
-            lost={label: tally.lost for label, tally in self._cutter.ledger.items() if tally.lost},
-            held=self.held_packets,
-            outbox=[PendingMessage(sequence, packets) for sequence, packets in unsent],
-        )
-        return msgspec.json.encode(ledger)

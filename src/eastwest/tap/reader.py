@@ -34,11 +34,12 @@ class Left(Enum):
 
 
 class Reader:
-    """Reads one destination. `host` is named in the section; interfaces keep their numbers for good."""
+    """Reads one destination. `section`: the block that every stream begins with; interfaces keep their
+    numbers for good."""
 
-    def __init__(self, rings: Rings, host: str) -> None:
+    def __init__(self, rings: Rings, section: bytes) -> None:
         self._rings = rings
-        self._host = host
+        self._section = section
         self._interfaces: list[bytes] = []
         self._told = 0
         self._words = b""
@@ -48,6 +49,7 @@ class Reader:
         self._left = rings.cpus
         self._write: Write | None = None
         self._woken = asyncio.Event()
+        self._ending = False
         self.sent_packets = 0
         self.sent_bytes = 0
 
@@ -59,7 +61,7 @@ class Reader:
     def start(self, write: Write) -> None:
         """Begin a stream that is whole by itself; what was sent of a block to the last one is sent again."""
         self._write = write
-        self._words = pcapng.section(self._host)
+        self._words = self._section
         self._told = 0
         self._announce()
         if self._segment:
@@ -119,7 +121,9 @@ class Reader:
     # -- asleep ----------------------------------------------------------------------------------------------
 
     async def run(self, writable: Callable[[], Awaitable[None]], each_time: Callable[[], None]) -> None:
-        """Move packets as they come, asleep while there are none. Raises OSError where nobody takes them.
+        """Move packets as they come, asleep while there are none, until `end` was called and none are left.
+
+        Raises OSError where nobody takes them.
 
         `writable` waits until `write` takes something again; `each_time` is called before packets are moved.
         """
@@ -131,6 +135,8 @@ class Reader:
                 await writable()
             elif left is Left.MORE:
                 await asyncio.sleep(0)
+            elif self._ending and not self._rings.pending():
+                return
             elif self.sent_bytes > before:
                 before = self.sent_bytes
                 await self._until(self._rings.size // 4, LINGER_SECONDS)
@@ -148,6 +154,11 @@ class Reader:
             pass
         finally:
             self._rings.disarm()
+
+    def end(self) -> None:
+        """Nothing is written any more: `run` is over once everything is moved."""
+        self._ending = True
+        self.wake()
 
     def wake(self) -> None:
         """The kernel wrote to a ring of a reader that sleeps."""

@@ -7,7 +7,8 @@ Nothing is pinned: links end with the process, and a dead probe copies nothing. 
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -20,15 +21,18 @@ from eastwest.kernel.libbpf import Map, Object, possible_cpus
 from eastwest.kernel.netns import OWN, cookie, inside
 from eastwest.kernel.records import TAP_OBJECT, enumeration, record
 from eastwest.kernel.rings import Rings, create
-from eastwest.tap.config import TapConfig
+from eastwest.tap.config import Attach, TapConfig
 
 _SIZES = enumeration("tap_sizes", TAP_OBJECT)
 CAPTURE = _SIZES["TAP_CAPTURE"]
 """Bytes that are copied of a packet at most."""
 
 SHORTEST_SNAPLEN = 32
+MOST_ORDERS = _SIZES["TAP_ORDERS"]
+MOST_STREAMS = _SIZES["TAP_STREAMS"]
 _COUNT = record("tap_count", TAP_OBJECT)
 _POINT = record("tap_point", TAP_OBJECT)
+_ENDPOINT = record("endpoint", TAP_OBJECT)
 _SECOND = 1_000_000_000
 
 
@@ -70,11 +74,31 @@ class Point(NamedTuple):
         return bytes(point.tobytes())
 
 
-class Taps:
-    """All taps of a host. `handle`: of classic filters, where the kernel has no TCX."""
+Endpoint = tuple[str, int]
+"""Address, in figures, and port of one end of TCP."""
 
-    def __init__(self, config: TapConfig, handle: int = 1) -> None:
+
+def _endpoint(address: str, port: int) -> bytes:
+    """The C `endpoint`. Raises ValueError for what is no address."""
+    end = np.zeros(1, _ENDPOINT)[0]
+    plain = ip_address(address.partition("%")[0])
+    mapped = IPv6Address(f"::ffff:{plain}") if plain.version == 4 else plain
+    end["address"], end["port"] = np.void(mapped.packed), port
+    return bytes(end.tobytes())
+
+
+class Taps:
+    """All taps of a host, which is a network namespace (None: the probe's own).
+
+    `handle`: of classic filters, where the kernel has no TCX.
+    """
+
+    def __init__(
+        self, config: TapConfig, netns: Path | None = None, attach: Attach = "auto", handle: int = 1
+    ) -> None:
         self._config = config
+        self._netns = netns
+        self._attach = attach
         self._handle = handle
         self._object = Object(TAP_OBJECT)
         self._rings: dict[int, Rings] = {}
@@ -82,6 +106,8 @@ class Taps:
         self._readers: dict[int, Callable[[], None]] = {}
         self._wakes: RingBuffer | None = None
         self._tai_offset: int | None = None
+        self._unsettled = False
+        self._own: set[bytes] = set()
         self.tcx = True
 
     def __enter__(self) -> Self:
@@ -94,8 +120,8 @@ class Taps:
 
     def _load(self) -> None:
         config, size = self._config, self._config.ring_size
-        known = cookie(config.netns) if features.cgroup_programs_see_netns_cookie() else 0
-        inode = (config.netns or OWN).stat().st_ino
+        known = cookie(self._netns) if features.cgroup_programs_see_netns_cookie() else 0
+        inode = (self._netns or OWN).stat().st_ino
         holds = features.programs_hold_irqs()
         self._object.set_tunables(struct.pack("<QIIII", known, inode, size - 1, config.enterprise, holds))
         like = create(size, possible_cpus())
@@ -105,9 +131,9 @@ class Taps:
         finally:
             os.close(like)
         has_tcx = attach.has_tcx(self.program("tap_port_ingress"))
-        if config.attach == "tcx" and not has_tcx:
+        if self._attach == "tcx" and not has_tcx:
             raise MissingFeature("attach = 'tcx': this kernel has no TCX (Linux 6.6)", "set attach = 'auto'")
-        self.tcx = config.attach == "tcx" or (config.attach == "auto" and has_tcx)
+        self.tcx = self._attach == "tcx" or (self._attach == "auto" and has_tcx)
         self._wakes = RingBuffer(self.map("tap_wakes"), self._wake)
         self.set_clock()
 
@@ -196,16 +222,30 @@ class Taps:
     def _set(self, name: str, key: bytes, value: bytes | None) -> None:
         points = self.map(name)
         if value is None:
-            used = points.delete(key)
-        else:
-            used = points.lookup(key) is not None
-            points.update(key, value)
-        if used:
-            # The element that was there goes to whoever is set next. A program may still be reading it, and
-            # would copy for that one: wait until none is, as the kernel does where a map of maps changes.
-            for number, rings in self._rings.items():
-                self._tell(number, rings)
-                break
+            self._unsettled |= points.delete(key)
+            return
+        # The element that was there goes to whoever is set next. A program may still be reading it, and would
+        # copy for that one.
+        self.settle()
+        self._unsettled = points.lookup(key) is not None
+        points.update(key, value)
+
+    def settle(self) -> None:
+        """Wait until no program goes by what was said before: from here on nothing is written for it."""
+        for number, rings in list(self._rings.items()) if self._unsettled else ():
+            # As the kernel waits where a map of maps changes.
+            self._tell(number, rings)
+            break
+        self._unsettled = False
+
+    def leave_out(self, endpoints: Iterable[Endpoint]) -> None:
+        """Ends of TCP whose packets are not copied, in place of those before. KernelError: too many."""
+        wanted = {_endpoint(*one) for one in endpoints}
+        for end in self._own - wanted:
+            self.map("own_endpoints").delete(end)
+        for end in wanted - self._own:
+            self.map("own_endpoints").update(end, bytes(4))
+        self._own = wanted
 
     def count(self, stream: int) -> dict[str, int]:
         """The counters of a stream over all CPUs; `unreported` is a part of the losses."""
@@ -214,12 +254,17 @@ class Taps:
         rows: Any = np.frombuffer(value, _COUNT)
         return {name: int(rows[name].sum()) for name in _COUNT.names or ()}
 
+    def forget(self, stream: int) -> None:
+        """Count a stream from zero: it is another order's from now on."""
+        counts = self.map("tap_counts")
+        counts.update(stream.to_bytes(4, "little"), bytes(counts.value_size * counts.cpus))
+
     # -- hooks -----------------------------------------------------------------------------------------------
 
     def attach_port(self, ifindex: int) -> None:
         """Start copying at a port, in the scope's network namespace; call `set_port` first."""
         links = self._links.setdefault(("port", ifindex), [])
-        with inside(self._config.netns):
+        with inside(self._netns):
             for direction, point in (("ingress", attach.TCX_INGRESS), ("egress", attach.TCX_EGRESS)):
                 program = self.program(f"tap_port_{direction}")
                 if self.tcx:
@@ -249,5 +294,5 @@ class Taps:
         for link in self._links.pop((kind, number), []):
             os.close(link)
         if kind == "port" and not self.tcx:
-            with inside(self._config.netns):
+            with inside(self._netns):
                 attach.remove_clsact_filters(number, self._handle)

@@ -40,7 +40,7 @@ struct tap_point {
 	struct tap_order order[TAP_ORDERS];
 };
 
-/* On one CPU: matched = written + every loss. */
+/* On one CPU. Packets offered = matched + not_matched; matched = written + every loss. */
 struct tap_count {
 	__u64 matched;
 	__u64 not_matched;
@@ -50,6 +50,7 @@ struct tap_count {
 	__u64 busy;	     /* lost: came in between while this CPU was writing to the same buffer */
 	__u64 load_failed;   /* lost: the kernel did not hand out the packet's bytes */
 	__u64 no_buffer;     /* lost: the destination is gone */
+	__u64 own;	     /* eastwest's own, which no order is offered (own.h) */
 	__u64 unreported;    /* of the losses, those that no block's epb_dropcount has told yet */
 };
 
