@@ -10,6 +10,7 @@ import pytest
 
 from eastwest.bus.client import Bus
 from eastwest.bus.messages import (
+    ENFORCE_BUCKET,
     SUSPECT_BUCKET,
     Evidence,
     SuspectAnswer,
@@ -384,16 +385,42 @@ def test_what_is_not_in_effect_yet_is_said(netns: Path, cgroup: Path, tmp_path: 
 
 
 def test_documents_that_lie_are_refused_one_by_one(netns: Path, cgroup: Path, tmp_path: Path) -> None:
-    """What is no order, or no prefix, is a problem; the entries beside it work."""
+    """What is no order is a problem until something else is in its place; those beside it are followed."""
+
+    async def problems(h: Harness, *expected: str) -> None:
+        async def same() -> bool:
+            found = [*h.probe._suspects.problems, *h.probe._enforcement.problems]
+            return [p.partition(" is refused")[0] for p in found] == list(expected)
+
+        await until(same, 30)
 
     async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
         async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
-            bucket = bus.bucket(SUSPECT_BUCKET)
-            await bucket.put("a", b"\xff{")
-            await bucket.put("b", b'{"what": "10.0.0.0/99", "why": "", "added": 1, "expires": 0}')
-            await until(lambda: _says(bool(h.probe._suspects.problems)), 30)
+            suspects, enforced = bus.bucket(SUSPECT_BUCKET), bus.bucket(ENFORCE_BUCKET)
+            await suspects.put("a", b"\xff{")
+            await suspects.put("b", b'{"what": "10.0.0.0/99", "why": "", "added": 1, "expires": 0}')
+            await enforced.put("c", b'{"selector": "x", "added": 1}')
+            await enforced.put("d", b'{"selector": "name=a", "added": -1}')
+            four = (
+                "a suspect entry 'a'",
+                "a suspect entry 'b'",
+                "an order to enforce 'c'",
+                "an order to enforce 'd'",
+            )
+            await problems(h, *four)
             await orders.declare("10.0.0.0/8", "", None)
+            await orders.enforce("name=a")
             await in_effect(bus, "10.0.0.0/8")
+            await until(lambda: _says(len(h.probe._enforcement._orders) == 1), 30)
+            await problems(h, *four)
+            await suspects.delete("a")
+            await enforced.put("c", b'{"selector": "name=b", "added": 1}')
+            await problems(h, four[1], four[3])
+            for number in range(10):
+                await enforced.put(f"x{number}", b"{")
+            await problems(
+                h, four[1], four[3], *(f"an order to enforce 'x{n}'" for n in range(4)), "an order to enforce"
+            )
 
     with_orders(tmp_path, test)
 

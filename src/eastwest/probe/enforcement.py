@@ -16,6 +16,7 @@ from eastwest.labels.selector import Selector
 from eastwest.meter.accounts import AccountRow
 from eastwest.meter.enforcer import Enforcer
 from eastwest.probe.journal import Journal
+from eastwest.probe.refusals import Refusals
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class Enforcement:
         self._orders: dict[str, tuple[str, Selector]] = {}
         self._sources: dict[int, Enforced] = {}
         self._attached: set[int] = set()
-        self._problem: str | None = None
+        self._refusals = Refusals("an order to enforce")
+        self._unkept: str | None = None
 
     @property
     def problems(self) -> list[str]:
@@ -51,7 +53,7 @@ class Enforcement:
             for source in self._sources.values()
             if source.refused
         ]
-        return [*([self._problem] if self._problem else []), *refused]
+        return [*self._refusals.problems, *([self._unkept] if self._unkept else []), *refused]
 
     def adopt(self) -> None:
         """Go on with what an earlier probe knew. Raises StoreError."""
@@ -62,27 +64,25 @@ class Enforcement:
     async def run(self) -> None:
         """Follow orders until cancelled."""
         async for name, document in self._bus.bucket(ENFORCE_BUCKET).watch():
-            self._problem = None
             self._take(name, document)
             try:
                 self._journal.keep_order(ENFORCE_BUCKET, name, document)
+                self._unkept = None
             except StoreError as e:
-                self._say(str(e))
+                self._unkept = str(e)
+                log.warning("%s", e)
             self._changed()
 
     def _take(self, name: str, document: bytes | None) -> None:
         self._orders.pop(name, None)
+        self._refusals.settle(name)
         if document is None:
             return
         try:
             text = msgspec.json.decode(document, type=EnforceOrder).selector
             self._orders[name] = text, Selector.parse(text)
         except (ValueError, RecursionError, msgspec.MsgspecError, EastwestError) as e:
-            self._say(f"an order to enforce '{name[:32]}' is refused: {e}")
-
-    def _say(self, problem: str) -> None:
-        log.warning("%s", problem)
-        self._problem = problem
+            self._refusals.refuse(name, e)
 
     # -- one source ----------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from eastwest.labels import suspect
 from eastwest.labels.suspect import Target
 from eastwest.meter.suspects import Hits, SuspectMaps
 from eastwest.probe.journal import Journal
+from eastwest.probe.refusals import Refusals
 from eastwest.probe.suspectfiles import SuspectFiles
 
 log = logging.getLogger(__name__)
@@ -69,13 +70,14 @@ class Suspects:
         """key → which of the changes brought it, while that is not known to be in effect"""
         self._expiry = _NEVER
         self._problems: dict[str, str | None] = {}
+        self._refusals = Refusals("a suspect entry")
         self._left_out: str | None = None
         self.changes = 0
         """How often the kernel's entries were changed."""
 
     @property
     def problems(self) -> list[str]:
-        found = [*self._problems.values(), self._left_out, *self._files.problems]
+        found = [*self._problems.values(), *self._refusals.problems, self._left_out, *self._files.problems]
         return [problem for problem in found if problem]
 
     def adopt(self) -> None:
@@ -104,15 +106,15 @@ class Suspects:
             self._due.set()
 
     def _take(self, name: str, document: bytes | None) -> None:
+        self._declared.pop(name, None)
+        self._refusals.settle(name)
         if document is None:
-            self._declared.pop(name, None)
             return
         try:
             order = msgspec.json.decode(document, type=SuspectOrder)
             self._declared[name] = Declared(suspect.named(name, order.what), order)
-            self._problems["orders"] = None
         except (ValueError, RecursionError, msgspec.MsgspecError, EastwestError) as e:
-            self._problem("orders", EastwestError(f"a suspect entry '{name[:32]}' is refused: {e}"))
+            self._refusals.refuse(name, e)
 
     async def _keep(self) -> None:
         while True:
