@@ -473,3 +473,32 @@ def test_evidence_is_a_sample_with_all_that_was_seen(netns: Path, cgroup: Path, 
                     assert begun - 10**9 < one.time < time.time_ns() + 10**9
 
     with_orders(tmp_path, test)
+
+
+def test_evidence_that_finds_no_room_in_the_outbox_is_counted(
+    netns: Path, cgroup: Path, tmp_path: Path
+) -> None:
+    """The bus is away and the outbox full: three packets of which evidence was due are three lost."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        settings = {"netns": netns, "cgroup_root": cgroup, "outbox_max_bytes": 0}
+        async with harness(server, state, **settings) as h:
+            with Workload(netns) as workload:
+                label = await h.knows(workload.name)
+                await orders.declare("10.1.0.2", "", None)
+                await in_effect(bus, "10.1.0.2/32")
+                await until(lambda: _says(not h.probe.pending_bytes), 30)
+                server.kill()
+                workload.send(1, port=1)
+                await until(lambda: _says(bool(h.probe.pending_bytes)), 30)
+                before = h.probe._evidence.lost
+                workload.send(3, port=2)
+                lost = {label: {"outbox_full": 3}}
+                await until(lambda: _says(_losses(h) == lost), 30)
+                assert (before, h.probe._evidence.lost) == (0, 3)
+
+    with_orders(tmp_path, test)
+
+
+def _losses(h: Harness) -> dict[int, dict[str, int]]:
+    return {label: tally.lost for label, tally in h.probe.ledger().items() if tally.lost}

@@ -152,15 +152,17 @@ class Cutter:
         self.held = held
         if totals:
             self._accounts.sent()
+            self._evidence.sent()
             self._registry.told()
             self._registry.forget_gone(self.time - _REMEMBERED)
             self.sequence = self._journal.number("cut")
             self.ledger = self._lives.ledger()
 
     def _send_evidence(self, clock_offset: int) -> None:
-        found = self._evidence.take(self._accounts, clock_offset)
+        found = self._evidence.ready(self._accounts, clock_offset)
         if self._lost:
-            return  # no room for flows either
+            self._evidence.give_up()  # no room for flows either
+            return
         for start in range(0, len(found), EVIDENCE_PER_MESSAGE):
             self._send(EVIDENCE, msgspec.json.encode(found[start : start + EVIDENCE_PER_MESSAGE]), {})
 

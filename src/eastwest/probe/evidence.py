@@ -27,6 +27,7 @@ class EvidenceReader:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
         self._waiting: list[bytes] = []
+        self._ready: list[Evidence] = []
         self._dropped = 0
         self._buffer: RingBuffer | None = None
 
@@ -41,32 +42,42 @@ class EvidenceReader:
             self._buffer.close()
 
     def _receive(self, event: bytes) -> None:
-        if len(self._waiting) < _MOST:
+        if len(self._waiting) + len(self._ready) < _MOST:
             self._waiting.append(event)
         else:
             self._dropped += 1
 
     @property
     def lost(self) -> int:
-        """Packets of which evidence was due and found no room, in the kernel or here."""
+        """Packets of which evidence was due and found no room: in the kernel, here or in the outbox."""
         value = self._meter.map("evidence_lost").lookup(bytes(4)) or b""
         return self._dropped + int(np.frombuffer(value, "<u8").sum())
 
-    def take(self, accounts: Accounts, clock_offset: int) -> list[Evidence]:
-        """What there is of decided accounts; `clock_offset`: unix less monotonic, ns."""
+    def ready(self, accounts: Accounts, clock_offset: int) -> list[Evidence]:
+        """What there is of decided accounts, until it is `sent` or given up; `clock_offset`: unix less
+        monotonic, ns."""
         if self._buffer is None:
             return []
         self._buffer.consume()
-        ready, waiting = [], []
+        waiting = []
         for event in self._waiting:
             seen = np.frombuffer(event, record("evidence"))[0]
             row = accounts.table[int(seen["key"]["account"])]
             if row["open"] and not row["decided"]:
                 waiting.append(event)
             else:
-                ready.append(_evidence(seen, int(row["label"]), row["port"].decode(), clock_offset))
+                self._ready.append(_evidence(seen, int(row["label"]), row["port"].decode(), clock_offset))
         self._waiting = waiting
-        return ready
+        return self._ready
+
+    def sent(self) -> None:
+        """What was ready is in the outbox for good."""
+        self._ready = []
+
+    def give_up(self) -> None:
+        """The outbox has no room for what is ready."""
+        self._dropped += len(self._ready)
+        self._ready = []
 
 
 def _evidence(seen: Any, label: int, port: str, clock_offset: int) -> Evidence:
