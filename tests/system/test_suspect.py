@@ -79,7 +79,7 @@ def test_what_a_user_declares_is_counted_apart_until_it_is_taken_back(
                 await orders.declare("10.1.0.77/24", "a feed", None)
                 await in_effect(bus, "10.1.0.0/24")
                 workload.send(20)
-                await orders.take_back("10.1.0.0/24")
+                await orders.take_back("10.1.0.0/24", ["h"])
                 await in_effect(bus)
                 workload.send(40)
                 await h.becomes({label: 70})
@@ -141,6 +141,39 @@ def test_what_expires_leaves_no_trace_in_the_bucket(tmp_path: Path) -> None:
         await bucket.put("x", b"{}")
         await bucket.delete("x")
         assert (await jetstream.stream_info(f"KV_{SUSPECT_BUCKET}")).state.messages == 1
+
+    with_orders(tmp_path, test)
+
+
+def test_markers_of_what_was_taken_back_are_few_and_go(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """None of what nobody knows; those that are old enough are purged, and what is there stays."""
+
+    async def test(server: RunningServer, state: Path, orders: Orders, bus: Bus) -> None:
+        async def kept(bucket: str) -> int:
+            jetstream = (await bus.connection()).jetstream()
+            return (await jetstream.stream_info(f"KV_{bucket}")).state.messages
+
+        suspects, enforced = bus.bucket(SUSPECT_BUCKET), bus.bucket(ENFORCE_BUCKET)
+        async with harness(server, state, netns=netns, cgroup_root=cgroup):
+            await orders.declare("10.0.0.0/8", "", None)
+            await in_effect(bus, "10.0.0.0/8")
+            for number in range(20):
+                with pytest.raises(NotFoundError, match=r"^'[^']*' is not declared suspect; see"):
+                    await orders.take_back(f"10.0.0.{number}", ["h"])
+                with pytest.raises(NotFoundError, match=r"^'[^']*' is not ordered; see"):
+                    await orders.release(f"name=n{number}", ["h"])
+            assert (await kept(SUSPECT_BUCKET), await kept(ENFORCE_BUCKET)) == (1, 0)
+            with pytest.raises(NotFoundError, match="are told to stop"):
+                await orders.release("name=a", ["one that does not answer"])
+            await orders.declare("10.0.0.1", "", None)
+            await orders.take_back("10.0.0.1", ["h"])
+            assert (await kept(SUSPECT_BUCKET), await kept(ENFORCE_BUCKET)) == (2, 1)
+            await suspects.purge_markers(3600)
+            assert await kept(SUSPECT_BUCKET) == 2
+            await suspects.purge_markers(0)
+            await enforced.purge_markers(0)
+            assert (await kept(SUSPECT_BUCKET), await kept(ENFORCE_BUCKET)) == (1, 0)
+            await in_effect(bus, "10.0.0.0/8")
 
     with_orders(tmp_path, test)
 
@@ -247,7 +280,7 @@ def test_a_probe_that_starts_without_the_bus_takes_nothing_back(
                 await orders.declare("10.9.0.0/16", "", None)
                 await in_effect(bus, "10.1.0.2/32", "10.9.0.0/16")
                 workload.send(3)
-            await orders.take_back("10.9.0.0/16")
+            await orders.take_back("10.9.0.0/16", ["h"])
             workload.send(4)
             server.kill()
             async with harness(server, state, netns=netns, cgroup_root=cgroup) as h:
@@ -287,9 +320,9 @@ def test_what_the_bus_has_lost_can_be_taken_back(netns: Path, cgroup: Path, tmp_
             async with Bus(server.files.bus_config("server")) as another, Orders(another) as fresh:
                 await follows(fresh, "name=web")
                 with pytest.raises(NotFoundError, match="probes that follow it all the same are told"):
-                    await fresh.take_back("10.1.0.2")
+                    await fresh.take_back("10.1.0.2", ["h"])
                 with pytest.raises(NotFoundError, match="probes that follow it all the same are told"):
-                    await fresh.release("name=web")
+                    await fresh.release("name=web", ["h"])
                 await follows(fresh)
                 await in_effect(bus)
 
@@ -433,11 +466,11 @@ def test_the_manager_refuses_what_cannot_be_meant(tmp_path: Path) -> None:
             with pytest.raises(RefusedError, match="write a prefix like"):
                 await orders.declare(what, "", None)
         with pytest.raises(NotFoundError):
-            await orders.take_back("10.0.0.0/8")
+            await orders.take_back("10.0.0.0/8", [])
         with pytest.raises(RefusedError, match="name=\\*"):
             await orders.enforce("")
         with pytest.raises(NotFoundError):
-            await orders.release("name=web")
+            await orders.release("name=web", [])
         assert (orders.suspects, orders.enforced) == ([], [])
 
     with_orders(tmp_path, test)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import nats.errors
@@ -76,7 +77,7 @@ class Bucket:
     async def purge(self, key: str, revision: int) -> None:
         """Remove the value of this revision without a trace; a later one stays. Raises BusError.
 
-        Watchers are not told, so only for what they know the end of; but a deletion leaves a marker for ever.
+        Watchers are not told, so only for what they know the end of; but a deletion leaves a marker.
         """
 
         async def remove(client: Client) -> None:
@@ -86,6 +87,27 @@ class Bucket:
             )
 
         await self._bus.call(f"purge {key} of {self._name}", remove)
+
+    async def purge_markers(self, seconds: float) -> None:
+        """Remove what is left of keys that were deleted longer ago than that. Raises BusError.
+
+        A watcher that was away all that time does not learn that they are gone.
+        """
+        before = datetime.now(UTC) - timedelta(seconds=seconds)
+
+        async def old(client: Client) -> list[tuple[str, int]]:
+            watcher = await (await self._open(client)).watch(">", meta_only=True)
+            found = []
+            try:
+                while entry := await watcher.updates(self._bus.timeout):  # type: ignore[no-untyped-call]
+                    if entry.operation in (KV_DEL, KV_PURGE) and entry.created < before:
+                        found.append((entry.key, entry.revision))
+            finally:
+                await watcher.stop()  # type: ignore[no-untyped-call]
+            return found
+
+        for key, revision in await self._bus.call(f"list what was deleted in {self._name}", old):
+            await self.purge(key, revision)
 
     async def create_or_update(self, key: str, value: bytes, revision: int | None) -> bool:
         """Set the value only if its revision still is `revision` (None: only if there is none).

@@ -14,6 +14,7 @@ from eastwest.bus.background import Background
 from eastwest.bus.client import Bus
 from eastwest.bus.messages import (
     ENFORCE_BUCKET,
+    MOST_ENTRIES,
     SUSPECT_BUCKET,
     EnforceAnswer,
     EnforceOrder,
@@ -33,6 +34,9 @@ _MOST_ENFORCED = 1_000
 _ANSWER_SECONDS = 4.0
 _EXPIRY_SECONDS = 5.0
 _LATEST = 1 << 62
+_PURGE_SECONDS = 3600.0
+_MARKER_SECONDS = 30 * 86400
+"""How long a probe may be away and still learn what was taken back."""
 _MOST_PROBLEMS = 5
 _REPEATED = 100
 """Characters of why an answer is refused."""
@@ -96,18 +100,22 @@ class Orders:
         self._suspects[target.name] = order
         return order
 
-    async def take_back(self, what: str) -> SuspectOrder:
+    async def take_back(self, what: str, hosts: list[str]) -> SuspectOrder:
         """It is not suspect any more. RefusedError, BusError.
 
-        NotFoundError where that is not known to have been declared; probes are told all the same.
+        NotFoundError where that is not known to have been declared; probes of the hosts that follow it, or do
+        not say, are told all the same.
         """
         target = suspect.parse(what)
         order = self._suspects.get(target.name)
-        await self._bus.bucket(SUSPECT_BUCKET).delete(target.name)
+        answers = [] if order else await self.ask_suspects(hosts)
+        followed = any(answer is None or _tells(answer, target.text) for answer in answers)
+        await self._delete(SUSPECT_BUCKET, target.name, bool(order) or followed)
         self._suspects.pop(target.name, None)
         if order is None:
             raise NotFoundError(
-                f"'{target.text}' is not declared suspect{_TOLD}", "see: eastwest suspect list"
+                f"'{target.text}' is not declared suspect{_TOLD if followed else ''}",
+                "see: eastwest suspect list",
             )
         return order
 
@@ -121,18 +129,28 @@ class Orders:
         self._enforced[name] = order
         return order
 
-    async def release(self, text: str) -> EnforceOrder:
+    async def release(self, text: str, hosts: list[str]) -> EnforceOrder:
         """Drop nothing any more by this order. RefusedError, BusError.
 
-        NotFoundError where that is not known to have been ordered; probes are told all the same.
+        NotFoundError where that is not known to have been ordered; probes of the hosts that follow it, or do
+        not say, are told all the same.
         """
         selector, name = _selector(text)
         order = self._enforced.get(name)
-        await self._bus.bucket(ENFORCE_BUCKET).delete(name)
+        answers = [] if order else await self.ask_enforced(hosts)
+        followed = any(answer is None or selector in answer.selectors for answer in answers)
+        await self._delete(ENFORCE_BUCKET, name, bool(order) or followed)
         self._enforced.pop(name, None)
         if order is None:
-            raise NotFoundError(f"'{selector}' is not ordered{_TOLD}", "see: eastwest enforce --list")
+            raise NotFoundError(
+                f"'{selector}' is not ordered{_TOLD if followed else ''}", "see: eastwest enforce --list"
+            )
         return order
+
+    async def _delete(self, bucket: str, name: str, known: bool) -> None:
+        """A deletion leaves a marker: of what nobody knows there shall be none."""
+        if known or await self._bus.bucket(bucket).get(name):
+            await self._bus.bucket(bucket).delete(name)
 
     async def ask_suspects(self, hosts: list[str]) -> list[SuspectAnswer | None]:
         """What each probe answers; None where it does not."""
@@ -175,6 +193,7 @@ class Orders:
             group.create_task(self._follow(SUSPECT_BUCKET, self._suspects, SuspectOrder))
             group.create_task(self._follow(ENFORCE_BUCKET, self._enforced, EnforceOrder))
             group.create_task(self._expire())
+            group.create_task(self._purge())
 
     async def _follow(self, bucket: str, known: dict[str, T], kind: type[T]) -> None:
         async for name, document in self._bus.bucket(bucket).watch():
@@ -197,6 +216,16 @@ class Orders:
                 if 0 < order.expires <= now:
                     await self._drop(name, order)
 
+    async def _purge(self) -> None:
+        """What was taken back leaves markers, for probes that are away."""
+        while True:
+            for bucket in (SUSPECT_BUCKET, ENFORCE_BUCKET):
+                try:
+                    await self._bus.bucket(bucket).purge_markers(_MARKER_SECONDS)
+                except BusError as error:
+                    log.debug("old markers stay: %s", error)
+            await asyncio.sleep(_PURGE_SECONDS)
+
     async def _drop(self, name: str, order: SuspectOrder) -> None:
         """Purge an entry that expired; not one that a user renews just now."""
         bucket = self._bus.bucket(SUSPECT_BUCKET)
@@ -209,6 +238,13 @@ class Orders:
             return
         if self._suspects.get(name) is order:
             del self._suspects[name]
+
+
+def _tells(answer: SuspectAnswer, what: str) -> bool:
+    """Whether a probe follows what a user declared, or has no room to say."""
+    return len(answer.entries) >= MOST_ENTRIES or any(
+        entry.what == what and "api" in entry.sources for entry in answer.entries
+    )
 
 
 def _refuse_impossible(answer: SuspectAnswer | EnforceAnswer, host: str) -> None:

@@ -28,7 +28,7 @@ class SuspectDesk:
         return _merged(await self._orders.declare(said.what, said.why, seconds), [])
 
     async def take_back(self, what: str) -> models.Suspect:
-        return _merged(await self._orders.take_back(what), [])
+        return _merged(await self._orders.take_back(what, self._hosts()), [])
 
     async def suspects(self) -> models.Suspects:
         """Everything declared, with its hits on the hosts that are alive."""
@@ -40,7 +40,7 @@ class SuspectDesk:
         return await self._ordered((await self._orders.enforce(said.selector)).selector)
 
     async def release(self, selector: str) -> models.EnforceOrdered:
-        return await self._ordered((await self._orders.release(selector)).selector)
+        return await self._ordered((await self._orders.release(selector, self._hosts())).selector)
 
     async def _ordered(self, selector: str) -> models.EnforceOrdered:
         workloads = await self._store.present_workloads()
