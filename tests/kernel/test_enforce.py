@@ -343,3 +343,18 @@ def test_the_entry_of_a_prefix_is_not_hit_twice(place: Place) -> None:
     assert {text: hits.packets for text, hits in place.maps.hits(0).items()} == {
         suspect.parse("10.0.0.2").text: 9
     }
+
+
+def test_it_is_taken_off_at_once(place: Place) -> None:
+    """So another, or the same again, finds room; also by the meter, and where the port is gone."""
+    ifindex = place.workload.ifindex
+    for _ in range(20):
+        place.enforcer.attach(ifindex)
+        place.enforcer.detach(ifindex)
+        place.enforcer.attach(ifindex)
+        place.meter.detach_port(ifindex)
+    place.enforcer.detach(ifindex)
+    place.enforcer.attach(ifindex)
+    run("ip", "-n", place.scope.name, "link", "del", place.workload.port)
+    place.enforcer.detach(ifindex)
+    assert place.enforcer.attached() == set()

@@ -54,6 +54,7 @@ int bpf_obj_pin(int fd, const char *pathname);
 int bpf_obj_get(const char *pathname);
 struct bpf_link_create_opts { size_t sz; __u32 flags; ...; };
 int bpf_link_create(int prog_fd, int target_fd, int attach_type, const struct bpf_link_create_opts *opts);
+int bpf_link_detach(int link_fd);
 int bpf_link_update(int link_fd, int new_prog_fd, const void *opts);
 struct bpf_link *bpf_program__attach(const struct bpf_program *prog);
 int bpf_link__destroy(struct bpf_link *link);

@@ -51,6 +51,20 @@ def pinned_link(pin: Path, program: int, target: int, attach_type: int) -> bool:
     return False
 
 
+def unpin(pin: Path) -> None:
+    """Take off what is pinned, at once; nothing where there is none.
+
+    Removing the pin alone ends the link some time after: until then XDP has no room for another (EBUSY).
+    """
+    if not pin.exists():
+        return
+    link = lib.bpf_obj_get(str(pin).encode())
+    if link >= 0:
+        lib.bpf_link_detach(link)  # refused where its interface is gone
+        os.close(link)
+    pin.unlink()
+
+
 def _hook(ifindex: int, point: int) -> Any:
     return ffi.new(
         "struct bpf_tc_hook *",

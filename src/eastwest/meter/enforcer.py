@@ -40,7 +40,7 @@ class Enforcer:
 
     def detach(self, ifindex: int) -> None:
         """Take it off a port, there or gone."""
-        self._pin(ifindex).unlink(missing_ok=True)
+        attach.unpin(self._pin(ifindex))
 
     def _pin(self, ifindex: int) -> Path:
         return self._pins / f"port-{ifindex}-xdp"

@@ -185,8 +185,9 @@ class Meter:
     def detach_port(self, ifindex: int) -> None:
         """Stop counting at a port, there or gone."""
         self.map("port_sources").delete(ifindex.to_bytes(4, "little"))
-        for hook in ("ingress", "egress", "xdp"):
+        for hook in ("ingress", "egress"):
             (self._pins / f"port-{ifindex}-{hook}").unlink(missing_ok=True)
+        attach.unpin(self._pins / f"port-{ifindex}-xdp")
         if not self.tcx:
             with inside(self._config.netns):
                 attach.remove_clsact_filters(ifindex, self._handle)
