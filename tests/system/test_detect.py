@@ -75,6 +75,21 @@ CASES: dict[str, tuple[list[NDArray[Any]], list[tuple[str, int, float]]]] = {
     "an answer in a later cut is an answer": ([SCAN, attempts(150, tcp_flags=ACK)], []),
     "one closed port, again and again, is no scan": ([attempts(20_000, dst_port=81), back(attempts(20_000,
         dst_port=81), RST | ACK)], []),
+    "an ACK sent blindly after each SYN is no answer": (
+        [attempts(150, tcp_flags=SYN | ACK, src_port=1), back(attempts(150, src_port=1), RST | ACK)],
+        [("port_scan", 1, 150.0)],
+    ),
+    "SYN-ACKs that a flood left behind are no sweep": (
+        [attempts(150, dst=addresses(150), tcp_flags=SYN | ACK)],
+        [],
+    ),
+    "nor are those that are refused": (
+        [
+            attempts(150, dst=addresses(150), tcp_flags=SYN | ACK),
+            back(attempts(150, dst=addresses(150)), RST),
+        ],
+        [],
+    ),
     "UDP that nobody answers": ([attempts(150, protocol=17)], [("port_scan", 1, 150.0)]),
     "UDP that is answered": ([attempts(150, protocol=17), back(attempts(150, protocol=17))], []),
     "a sweep": ([attempts(150, dst=addresses(150), dst_port=22)], [("address_sweep", 1, 150.0)]),

@@ -3,7 +3,9 @@
 Rows are first joined into conversations, so that a flow counts once though both its ends saw it, in several
 cuts. Who spoke first, and whether he was answered, is then told by the rows of both directions:
 
-    TCP         answered where the first speaker sent an ACK: nobody acknowledges what never came
+    TCP         answered where the first speaker sent an ACK, unless all that came back refused his SYN (a
+                reset with an ACK): then he sent it blindly. Where nothing came back it cannot be told
+                from a SYN-ACK that is sent again, as flags are summed up by flow
     UDP, ICMP   answered where anything came back; unanswered, a few packets are an attempt, more a stream
 
 Addresses are only unique within a *realm* (a tenant's network; without one, a host): the watcher gives each
@@ -90,17 +92,19 @@ _CONVERSATIONS = f"""
     GROUP BY realm, protocol, a, b, a_port, b_port
 """
 
-# SYN is 2, RST 4, ACK 16. Who sent a SYN without an ACK spoke first; else who was seen first, and of two seen
-# in the same tick the one with the higher port.
+# FIN is 1, SYN 2, RST 4, PSH 8, ACK 16. Who sent a SYN without an ACK spoke first, or whose SYN was refused;
+# else who was seen first, and of two seen in the same tick the one with the higher port.
 _ATTEMPTS = f"""
     SELECT realm, protocol, tcp,
            multiIf(tcp AND bitAnd(a_flags, 18) = 2, true, tcp AND bitAnd(b_flags, 18) = 2, false,
+                   tcp AND bitAnd(a_flags, 2) = 2 AND bitAnd(b_flags, 31) = 20, true,
+                   tcp AND bitAnd(b_flags, 2) = 2 AND bitAnd(a_flags, 31) = 20, false,
                    a_spoke != b_spoke, a_spoke, a_age != b_age, a_age > b_age, a_port > b_port) AS by_a,
            if(by_a, a, b) AS src, if(by_a, b, a) AS dst, if(by_a, b_port, a_port) AS dst_port,
            if(by_a, a_label, b_label) AS src_label, if(by_a, b_label, a_label) AS dst_label,
            if(by_a, a_packets, b_packets) AS packets, if(by_a, a_age, b_age) AS first_age,
            if(by_a, a_flags, b_flags) AS flags, if(by_a, b_flags, a_flags) AS back_flags,
-           if(tcp, bitAnd(flags, 16) != 0, a_spoke AND b_spoke) AS answered,
+           if(tcp, bitAnd(flags, 16) != 0 AND bitAnd(back_flags, 31) != 20, a_spoke AND b_spoke) AS answered,
            NOT answered AND (tcp OR packets <= {_STREAM_PACKETS}) AS failed,
            tcp AND failed AND bitAnd(back_flags, 6) != 4 AS half_open
     FROM (SELECT *, protocol = 6 AS tcp FROM ({_CONVERSATIONS}))

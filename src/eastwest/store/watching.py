@@ -67,7 +67,7 @@ class FlowFilter:
     direction: str = ""
     suspect: bool = False
     unanswered: bool = False
-    """TCP: with a SYN and no ACK."""
+    """TCP: a SYN, perhaps an ACK, and no more: nothing was said."""
     src: str = ""
     dst: str = ""
     dst_port: int | None = None
@@ -82,6 +82,7 @@ WITHIN = f"""
     AND toUnixTimestamp64Nano(f.`end`) <= {UNTIL}
 """
 _FLOW_KEY = "host, port, label, class, direction, src, dst, src_port, dst_port, protocol"
+_UNANSWERED = "HAVING protocol != 6 OR bitAnd(groupBitOr(r.tcp_flags), 11) = 2"
 _PEER = "if(direction = 'egress', dst, src)"
 _UNICAST = """
     NOT isIPAddressInRange(toString(peer), 'ff00::/8')
@@ -224,7 +225,8 @@ def top_flows(
                 SELECT * FROM {DATABASE}.flows AS f
                 WHERE {WITHIN} {_tests(wanted)}
             ) AS r
-            GROUP BY {_FLOW_KEY} ORDER BY bytes DESC, `start`, src, dst, src_port, dst_port
+            GROUP BY {_FLOW_KEY} {_UNANSWERED if wanted.unanswered else ""}
+            ORDER BY bytes DESC, `start`, src, dst, src_port, dst_port
             LIMIT {{limit:UInt32}}
             """,
             "bytes DESC, f.`start`, f.src, f.dst, f.src_port, f.dst_port",
@@ -251,7 +253,6 @@ def _tests(wanted: FlowFilter) -> str:
         (bool(wanted.labels), "label IN {labels:Array(UInt32)}"),
         (bool(wanted.direction), "direction = {direction:String}"),
         (wanted.suspect, "class = 'suspect'"),
-        (wanted.unanswered, "(protocol != 6 OR bitAnd(tcp_flags, 18) = 2)"),
         (bool(wanted.src), "f.src = toIPv6({src:String})"),
         (bool(wanted.dst), "f.dst = toIPv6({dst:String})"),
         (wanted.dst_port is not None, "dst_port = {dst_port:UInt16}"),
