@@ -66,7 +66,8 @@ def _options(data: bytes) -> dict[int, bytes]:
         assert len(found[code]) == length
         assert not any(data[at + 4 + length : at + 4 + (length + 3 & ~3)]), "padding is not zero"
         at += 4 + (length + 3 & ~3)
-    raise AssertionError("options without an end")
+    assert not data, "options without an end"
+    return found
 
 
 def _packet(body: bytes) -> Packet:

@@ -123,8 +123,8 @@ def test_mistakes_name_file_and_key(tmp_path: Path, content: str, said: str) -> 
 
 def test_unknown_key_far_from_all(tmp_path: Path) -> None:
     """Where nothing is near, the known keys are listed."""
-    early = "alerts, bus, collector, detect, export, inventory, probe, rule"
-    assert f"known here: {early}, server, store, suspect, tap, watch" in refusal(tmp_path / "e", "xyzzy = 1")
+    first = "alerts, bus, collector, detect, export, inventory, probe, rule, server"
+    assert f"known here: {first}, store, streams, suspect, tap, watch" in refusal(tmp_path / "e", "xyzzy = 1")
 
 
 def test_component_refusals_name_the_file(tmp_path: Path) -> None:

@@ -19,7 +19,18 @@ OWN_SQL = {"probe/journal.py"}
 C_MODULES = {"cffi", "ctypes", *(f"eastwest.kernel._{part}" for part in ("blocks", "libbpf", "libpcap"))}
 READING_STREAMS = "eastwest.kernel.blocks"
 """Behind the door to the kernel for its C alone: it asks the kernel for nothing."""
-COMPONENTS = {"Bus", "Store", "Collector", "Manager", "Probe", "Metrics", "Exporter", "Watcher", "Fleet"}
+COMPONENTS = {
+    "Bus",
+    "Store",
+    "Collector",
+    "Manager",
+    "Probe",
+    "Metrics",
+    "Exporter",
+    "Watcher",
+    "Fleet",
+    "Streams",
+}
 LONGEST_FILE, LONGEST_FUNCTION = 400, 40
 
 

@@ -48,6 +48,7 @@ class ProbeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     watch: list[Document] = msgspec.field(default_factory=list)
     alerts: Document = msgspec.field(default_factory=dict)
     detect: Document = msgspec.field(default_factory=dict)
+    streams: Document = msgspec.field(default_factory=dict)
 
 
 def load(
@@ -60,7 +61,19 @@ def load(
     if not {"path", "url"} & set(_section(document, "store")):
         state = _section(document, "probe").get("state_dir", DEFAULT_STATE_DIR)
         _over(document, "store", path=Path(str(state)) / "store")
+    _place_streams(document)
     return _checked(kind, document, path)
+
+
+def _place_streams(document: Document) -> None:
+    """Streams of packets: beside the rest of the state, and at the port behind the API's."""
+    streams = _section(document, "streams")
+    if "path" not in streams:
+        state = _section(document, "probe").get("state_dir", DEFAULT_STATE_DIR)
+        _over(document, "streams", path=Path(str(state)) / "captures")
+    host, _, port = str(_section(document, "server").get("listen", "")).rpartition(":")
+    if "listen" not in streams and host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 65535:
+        _over(document, "streams", listen=f"{host}:{int(port) + 1 if int(port) else 0}")
 
 
 def text(settings: msgspec.Struct) -> str:

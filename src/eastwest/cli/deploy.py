@@ -20,6 +20,7 @@ from eastwest.cli.lock import PROBE_LOCK, holder
 from eastwest.cli.settings import Settings
 from eastwest.cli.supervisor import Child, Stuck
 from eastwest.collector.collector import Collector
+from eastwest.collector.streams import Streams
 from eastwest.errors import ConfigError, RefusedError
 from eastwest.export.exporter import Exporter
 from eastwest.manager.fleet import Fleet
@@ -69,13 +70,7 @@ class Deployment:
 def deploy(settings: Settings) -> Deployment:
     """Check what would fail later, write each role's settings. Raises ConfigError, RefusedError, BusError."""
     address = parse_address(settings.server.listen)
-    # Inert until entered: what their constructors refuse is refused before anything starts.
-    bus, store = Bus(settings.bus), Store(settings.store)
-    Collector(settings.collector, bus, store)
-    fleet = Fleet(bus)
-    Manager(settings.server, bus, store, fleet)
-    Watcher(settings.alerts, bus, store, fleet, watches=settings.watch, detect=settings.detect)
-    Exporter(settings.export.ipfix, store)
+    _refuse_unusable(settings)
     token = token_of(settings.server)
     refuse_used(address)
     check(settings.probe)
@@ -106,6 +101,17 @@ def deploy(settings: Settings) -> Deployment:
         token=token,
         key=settings.server.write_token_file if own_key else None,
     )
+
+
+def _refuse_unusable(settings: Settings) -> None:
+    """What the constructors refuse is refused before anything starts; they are inert until entered."""
+    bus, store = Bus(settings.bus), Store(settings.store)
+    Collector(settings.collector, bus, store)
+    fleet = Fleet(bus)
+    Manager(settings.server, bus, store, fleet)
+    Watcher(settings.alerts, bus, store, fleet, watches=settings.watch, detect=settings.detect)
+    Exporter(settings.export.ipfix, store)
+    Streams(settings.streams, bus)
 
 
 def with_key(settings: Settings) -> Settings:

@@ -17,12 +17,22 @@ from eastwest.errors import MissingPrivilege, RefusedError
 
 _STOP_SECONDS = 90.0
 
-_OWN = (*MADE_BY_UP, "bpf", "*filters.json", "lock", "probe.db*", "probe.lock", "store", "suspect-*.copy")
+_OWN = (
+    *MADE_BY_UP,
+    "bpf",
+    "captures",
+    "*filters.json",
+    "lock",
+    "probe.db*",
+    "probe.lock",
+    "store",
+    "suspect-*.copy",
+)
 """What eastwest keeps in a state directory. Only this is deleted: the directory may hold more."""
 
 
 @click.command("down")
-@click.option("--purge", is_flag=True, help="Also delete the state: counters, flows, labels, logs.")
+@click.option("--purge", is_flag=True, help="Also delete the state: counters, flows, labels, captures, logs.")
 @options.state_dir
 @options.config
 def command(purge: bool, state_dir: Path | None, config_file: Path | None) -> None:

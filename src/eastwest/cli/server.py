@@ -41,6 +41,7 @@ def load(config_file: Path | None, state_dir: Path | None, listen: str | None) -
 async def _server(settings: "Settings") -> None:
     from eastwest.bus.client import Bus
     from eastwest.collector.collector import Collector
+    from eastwest.collector.streams import Streams
     from eastwest.export.exporter import Exporter
     from eastwest.export.metrics import Metrics
     from eastwest.manager.fleet import Fleet
@@ -61,6 +62,7 @@ async def _server(settings: "Settings") -> None:
         Watcher(
             settings.alerts, bus, store, fleet, watches=settings.watch, detect=settings.detect
         ) as watcher,
+        Streams(settings.streams, bus) as streams,
         Manager(
             settings.server,
             bus,
@@ -69,7 +71,7 @@ async def _server(settings: "Settings") -> None:
             lambda: collector.status,
             page=metrics.page,
             routers=[router(watcher)],
-            problems=lambda: exporter.problems() + watcher.problems,
+            problems=lambda: exporter.problems() + watcher.problems + streams.problems(),
         ),
     ):
         await role.told()

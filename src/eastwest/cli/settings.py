@@ -4,6 +4,7 @@ import msgspec
 
 from eastwest.bus.client import BusConfig
 from eastwest.collector.collector import CollectorConfig
+from eastwest.collector.streamconfig import StreamsConfig
 from eastwest.export.config import ExportConfig
 from eastwest.inventory.config import InventoryConfig
 from eastwest.labels.rules import Rule
@@ -31,3 +32,4 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     watch: list[Definition] = msgspec.field(default_factory=list)
     alerts: AlertsConfig = msgspec.field(default_factory=AlertsConfig)
     detect: DetectConfig = msgspec.field(default_factory=DetectConfig)
+    streams: StreamsConfig = msgspec.field(default_factory=StreamsConfig)

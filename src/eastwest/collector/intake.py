@@ -1,0 +1,241 @@
+"""One stream from a probe: who sends it, its packets to files and readers, and word of how many have come.
+
+What comes is from the network. Until it has shown a tap's key, a connection may send one block; what comes
+then is checked block by block (kernel/blocks.py). The first thing that cannot be read ends the connection,
+with all before it kept.
+"""
+
+import asyncio
+import hmac
+import struct
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+
+from eastwest.bus.taps import TapOrder
+from eastwest.collector import section
+from eastwest.collector.files import Files
+from eastwest.collector.hub import Hub, Numbers
+from eastwest.collector.section import Header
+from eastwest.collector.wire import Wire
+from eastwest.errors import RefusedError
+from eastwest.kernel.blocks import Malformed, Stop, Walk, Walker
+
+BUFFER_BYTES = 1 << 20
+REFUSED = struct.pack("<Q", (1 << 64) - 1)
+"""What a probe is told whose tap or key is unknown."""
+
+DISK = "disk"
+"""Where packets are lost that were handed on, but not stored."""
+
+_BUFFERS = 8
+_MOST_OTHERS = 1024
+"""Blocks of other kinds than ours in one stream: each costs some Python."""
+_LITTLE = 1 << 16
+_LINGER_SECONDS = 0.02
+"""How long packets gather where they are few: the price of a turn is shared by all of them."""
+
+
+class Unknown(RefusedError):
+    """Nobody may send this: the tap is unknown, or the key is wrong."""
+
+
+class Counts(msgspec.Struct):
+    """What came of one tap from one host since the collector started."""
+
+    packets: int = 0
+    bytes: int = 0
+    """As on the wire, link header included."""
+    lost: dict[str, int] = msgspec.field(default_factory=dict)
+    """place → packets of these: `disk`, handed on but not stored."""
+
+
+class Shared:
+    """What all streams of a collector use: its files, the threads that write them, and memory to read into.
+
+    Who writes borrows a buffer, of which there are few, so that streams which wait for the disk hold no more
+    memory; who does not is done with the common one before anybody else runs.
+    """
+
+    def __init__(self, files: Files, disk: Executor) -> None:
+        self.files = files
+        self.common = bytearray(BUFFER_BYTES)
+        self._disk = disk
+        self._free: list[bytearray] = []
+        self._room = asyncio.Semaphore(_BUFFERS)
+
+    @asynccontextmanager
+    async def buffer(self) -> AsyncIterator[bytearray]:
+        async with self._room:
+            buffer = self._free.pop() if self._free else bytearray(BUFFER_BYTES)
+            try:
+                yield buffer
+            finally:
+                self._free.append(buffer)
+
+    async def write(self, work: Callable[[], None]) -> None:
+        """Do it in a thread; whoever is cancelled meanwhile waits for its end: the buffer is in use."""
+        doing = asyncio.get_running_loop().run_in_executor(self._disk, work)
+        try:
+            await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            await asyncio.wait((doing,))
+            raise
+
+
+class Opening(NamedTuple):
+    """What a connection began with."""
+
+    header: Header
+    walker: Walker
+    rest: bytes
+    """What came behind the header already."""
+
+
+async def opening(wire: Wire) -> Opening:
+    """The section header that comes first. Raises Malformed, OSError; says nothing of the key."""
+    buffer = bytearray(section.LONGEST_SECTION)
+    view, end, walker = memoryview(buffer), 0, Walker()
+    while end < len(buffer):
+        received = await wire.receive(view[end:])
+        if not received:
+            raise Malformed("an end before its section header does")
+        end += received
+        found = walker.walk(buffer, 0, end)
+        if found.stop is Stop.SECTION:
+            told = section.header(view[: found.length])
+            return Opening(told, walker, bytes(view[found.length : end]))
+    raise Malformed("a section header that is too long")
+
+
+def check(header: Header, order: TapOrder | None) -> TapOrder:
+    """The order that this stream follows. Raises Unknown, in the same way whatever is wrong."""
+    key = order.key.encode() if order and order.receiver == "collector" else b""
+    if not hmac.compare_digest(header.key, key) or not key or order is None:
+        raise Unknown("a stream of an unknown tap, or with a wrong key", "add the tap again")
+    return order
+
+
+class Intake:
+    """A stream that has shown its tap's key. `order` may change while it runs, but for its key."""
+
+    def __init__(
+        self, wire: Wire, opening: Opening, order: TapOrder, hub: Hub, *, counts: Counts, shared: Shared
+    ) -> None:
+        self._wire = wire
+        self.header = opening.header
+        self.order = order
+        self._hub = hub
+        self.counts = counts
+        self._shared = shared
+        self._walker = opening.walker
+        self._rest = opening.rest
+        self._interfaces: list[bytes] = []
+        self._numbers = Numbers(hub)
+        self._recording = shared.files.recording(order.name, self.header.host)
+        self._others = self._bytes = 0
+        self._received = self._told = 0
+        self._ending = False
+
+    async def run(self) -> None:
+        """Take what comes, to its end. Raises Malformed, OSError."""
+        try:
+            if self._rest:
+                self._rest = await self._take(memoryview(bytearray(self._rest)))
+            while await self._turn():
+                pass
+        finally:
+            self._ending = True
+            await self._shared.write(self._recording.close)
+
+    async def answer(self) -> None:
+        """Say for the last time how many packets came. Raises OSError."""
+        await self._wire.send(struct.pack("<Q", self._received))
+
+    def answer_now(self) -> None:
+        """The same, if there is room for it; else never."""
+        self._wire.offer(struct.pack("<Q", self._received))
+
+    def confirm(self) -> None:
+        """Say how many packets came so far, if there is anything new and room to say it."""
+        if not self._ending and self._told != self._received:
+            received = self._received
+            if self._wire.offer(struct.pack("<Q", received)):
+                self._told = received
+
+    async def _turn(self) -> bool:
+        """Take what has come, False at the end; no memory is held while there is nothing."""
+        while True:
+            if self.order.store:
+                async with self._shared.buffer() as buffer:
+                    received = await self._read(buffer)
+            else:
+                received = await self._read(self._shared.common)
+            if received is None:
+                await self._wire.readable()
+                continue
+            # Few: wait for more. Many: let others have their turn.
+            await asyncio.sleep(_LINGER_SECONDS if received < _LITTLE else 0)
+            return received > 0
+
+    async def _read(self, buffer: bytearray) -> int | None:
+        view, held = memoryview(buffer), len(self._rest)
+        received = self._wire.receive_now(view[held:])
+        if received:
+            view[:held] = self._rest
+            self._rest = await self._take(view[: held + received])
+        return received
+
+    async def _take(self, view: memoryview) -> bytes:
+        """Deal with all that is whole; what is left. Raises Malformed."""
+        at = 0
+        while True:
+            found = self._walker.walk(view, at, len(view))
+            if found.end > at:
+                await self._packets(view[at : found.end], found)
+            at = found.end
+            if found.stop is Stop.INCOMPLETE:
+                return bytes(view[at:])
+            if found.stop is not Stop.BROKEN:
+                self._words(found.stop, view[at : at + found.length])
+                at += found.length
+
+    def _words(self, kind: Stop, block: memoryview) -> None:
+        if kind is Stop.SECTION:
+            raise Malformed("a second section")
+        if kind is Stop.OTHER:
+            self._others += 1
+            if self._others > _MOST_OTHERS:
+                raise Malformed("too many blocks of unknown kinds")
+            return
+        self._bytes += len(block)
+        if len(self._interfaces) == section.MOST_INTERFACES or self._bytes > section.INTERFACES_BYTES:
+            raise Malformed("too many interfaces")
+        self._interfaces.append(section.interface(block))
+        self._numbers.learn(self._interfaces)
+
+    async def _packets(self, packets: memoryview, found: Walk) -> None:
+        if self.order.store:
+            await self._shared.write(partial(self._keep, packets, found))
+        else:
+            self._count(found, 0)
+        if self._hub.readers:
+            self._numbers.learn(self._interfaces)
+            self._numbers.put(packets)
+            self._hub.hand_on(packets, found.packets)
+
+    def _keep(self, packets: memoryview, found: Walk) -> None:
+        """In a thread: to the file, and counted there, so that nobody who is cancelled leaves it out."""
+        stored = self._recording.write(self.header.section, self._interfaces, packets)
+        self._count(found, 0 if stored else found.packets)
+
+    def _count(self, found: Walk, not_stored: int) -> None:
+        self.counts.packets += found.packets
+        self.counts.bytes += found.bytes
+        self._received += found.packets
+        if not_stored:
+            self.counts.lost[DISK] = self.counts.lost.get(DISK, 0) + not_stored

@@ -1,0 +1,83 @@
+"""Which taps there are, as the bus says."""
+
+import asyncio
+import logging
+import re
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from eastwest.bus.background import Background
+from eastwest.bus.client import Bus
+from eastwest.bus.taps import TAPS_BUCKET, TapOrder
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile("[a-z0-9][a-z0-9-]{0,62}")
+_AFTER_EXPIRY_NS = 60 * 10**9
+"""Clocks of hosts differ, and a stream needs some time to end."""
+
+
+class TapOrders:
+    """Follows the orders while it is entered. Of one that is gone nobody may tell: then its expiry counts."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._orders: dict[str, TapOrder] = {}
+        self._changed = asyncio.Condition()
+        self._work = Background()
+
+    async def __aenter__(self) -> Self:
+        await self._work.start(self._follow(), "orders of taps")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._work.stop(kind, error, trace)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all taps in effect."""
+        return [name for name in sorted(self._orders) if self.get(name)]
+
+    def get(self, name: str) -> TapOrder | None:
+        """The order of a tap that is in effect."""
+        order = self._orders.get(name)
+        if order and order.expires and time.time_ns() > order.expires + _AFTER_EXPIRY_NS:
+            return None
+        return order
+
+    async def soon(self, name: str, seconds: float) -> TapOrder | None:
+        """The same, if it comes within this time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self._changed:
+                await self._changed.wait_for(lambda: self.get(name))
+        return self.get(name)
+
+    async def _follow(self) -> None:
+        async for name, value in self._bus.bucket(TAPS_BUCKET).watch():
+            order = _order(name, value)
+            if order:
+                self._orders[name] = order
+            else:
+                self._orders.pop(name, None)
+            async with self._changed:
+                self._changed.notify_all()
+
+
+def _order(name: str, value: bytes | None) -> TapOrder | None:
+    """Without a word of its content: there is a secret in it."""
+    if value is None:
+        return None
+    try:
+        order = msgspec.json.decode(value, type=TapOrder)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        order = None
+    if order is None or order.name != name or not _NAME.fullmatch(name):
+        log.warning("an order of a tap cannot be read: '%s'", name[:64])
+        return None
+    return order
