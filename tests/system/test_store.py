@@ -18,9 +18,11 @@ from eastwest.errors import StoreError
 from eastwest.meter.rows import FLOW_ROW
 from eastwest.store import engine, writes
 from eastwest.store.batch import Batch
+from eastwest.store.detection import Limits
 from eastwest.store.engine import Database
 from eastwest.store.reads import FlowQuestion
 from eastwest.store.store import Store, StoreConfig
+from eastwest.store.watching import FlowFilter, Window
 from tests.conftest import require
 from tests.system.fake_probe import START, flow_rows, total_rows, workload
 
@@ -274,6 +276,36 @@ def test_question_without_an_end_is_given_up(tmp_path: Path, monkeypatch: pytest
                     await store._engine.ask(lambda d, sql=asked: d.json(sql, {}))
             assert len(await store._engine.run(lambda d: d.query(large))) == 1_000_000
             assert (await store.write([_flows(1, 10)])).stored == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_the_server_asks_itself_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By time, with a remedy; the ledger's, the watches' and the detectors' statements."""
+    endless = "SELECT count() FROM numbers(1000000000000) WHERE cityHash64(number) = 1"
+    window = Window({"h": START + 10**10}, START // 10**9)
+
+    async def scenario() -> None:
+        async with Store(StoreConfig(path=tmp_path)) as store:
+            await store.write([_flows(1, 10), _flows(2, 20), Batch("h", 1, 3, "totals", total_rows({1: 1}))])
+            asked = [
+                store.totals,
+                lambda: store.stored({H: 9}, {}),
+                lambda: store.patterns(window, Limits(10, 3, 1, 1, 1), {1: 1}),
+                lambda: store.traffic(window, [60], [1]),
+                lambda: store.top_flows(window, FlowFilter([1], 60), 10),
+            ]
+            for question in asked:
+                await question()
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "OWN_BOUNDS", {"max_execution_time": 1})
+                with pytest.raises(StoreError, match=r"^the question takes the store too long, .* keep up"):
+                    await store._engine.look(lambda d: d.query(endless))
+                patch.setattr(engine, "OWN_BOUNDS", {"max_rows_to_read": 1})
+                for question in asked:
+                    with pytest.raises(StoreError):
+                        await question()
+            assert (await store.write([_flows(4, 10)])).stored == 1
 
     asyncio.run(scenario())
 

@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from eastwest.bus.messages import Cost, HostReport, Silence
-from eastwest.errors import ConfigError, EastwestError
+from eastwest.errors import ConfigError, EastwestError, StoreError
 from eastwest.manager.fleet import Member
+from eastwest.store.detection import Pattern
 from eastwest.watch.alert import Alert, Finding, Key
 from eastwest.watch.book import Book, Moment
 from eastwest.watch.config import DetectConfig
@@ -256,6 +257,29 @@ def test_a_host_whose_rows_come_late_is_told_from_one_that_is_away() -> None:
         store.stored = set()
         await horizons.update([member(101, 101)], 1.0)
         assert horizons.late == {}
+
+    asyncio.run(scenario())
+
+
+def test_detectors_that_fail_stop_no_watch() -> None:
+    """What they found last holds, and health says why; they are back as soon as the store is."""
+
+    class Store:
+        fails = True
+
+        async def patterns(self, *_: object) -> list[Pattern]:
+            if self.fails:
+                raise StoreError("the question takes the store too long", "see to it")
+            return [Pattern("port_scan", "10.0.0.1", "10.0.0.2", 0, 1, 0, 150, 0, 1)]
+
+    async def scenario() -> None:
+        store: Any = Store()
+        detectors = Detectors(DetectConfig(), store, Horizons(store))
+        said = "scans and floods are not looked for: the question takes the store too long; see to it"
+        for fails, figures, problem in ((True, [], said), (False, [150.0], None), (True, [150.0], said)):
+            store.fails, detectors._due = fails, 0.0
+            assert [found.figure for found in await detectors.evaluate({})] == figures
+            assert detectors.problem == problem
 
     asyncio.run(scenario())
 

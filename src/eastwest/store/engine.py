@@ -20,19 +20,24 @@ _MAX_INSERT_ROWS = 2_000_000
 
 BOUNDS: Mapping[str, int] = {"max_execution_time": 20, "max_memory_usage": 2 << 30}
 """What a question that anybody may ask can take, in seconds and bytes: writing waits behind it."""
+OWN_BOUNDS: Mapping[str, int] = {"max_execution_time": 60}
+"""What the server's own questions can take: the ledger's and the watcher's; writing waits behind them."""
 
 
 class Database:
     """Blocking access to the tables; used by one thread at a time."""
 
-    def __init__(self, client: Any, where: str, bounds: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, client: Any, where: str, bounds: Mapping[str, int] | None = None, remedy: str = ""
+    ) -> None:
         self._client = client
         self._where = where
         self._bounds = dict(bounds or {})
+        self._remedy = remedy
 
-    def bounded(self) -> "Database":
-        """The same, whose SELECTs are given up beyond BOUNDS."""
-        return Database(self._client, self._where, BOUNDS)
+    def bounded(self, bounds: Mapping[str, int], remedy: str) -> "Database":
+        """The same, whose SELECTs are given up beyond `bounds`; `remedy`: what to do then."""
+        return Database(self._client, self._where, bounds, remedy)
 
     def query(self, sql: str, parameters: Mapping[str, object] | None = None) -> Sequence[Sequence[Any]]:
         """Rows of a SELECT; parameters are bound by the database. Raises StoreError."""
@@ -80,8 +85,7 @@ class Database:
         except (ClickHouseError, OSError) as error:
             if self._bounds and any(sign in str(error) for sign in _TOO_MUCH):
                 raise StoreError(
-                    "the question takes the store too long, or too much memory",
-                    "ask for less: a shorter time, a lower limit or one label",
+                    "the question takes the store too long, or too much memory", self._remedy
                 ) from error
             raise _explain(error, self._where) from error
 
@@ -124,7 +128,17 @@ class Engine:
         self, function: Callable[Concatenate[Database, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """As `run`, but within BOUNDS: for what users ask."""
-        return await self.run(lambda database: function(database.bounded(), *args, **kwargs))
+        remedy = "ask for less: a shorter time, a lower limit or one label"
+        return await self.run(lambda database: function(database.bounded(BOUNDS, remedy), *args, **kwargs))
+
+    async def look(
+        self, function: Callable[Concatenate[Database, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `run`, but within OWN_BOUNDS: for what the server asks itself."""
+        remedy = "see that the store's disk and processors keep up, or lower retention_days of [store]"
+        return await self.run(
+            lambda database: function(database.bounded(OWN_BOUNDS, remedy), *args, **kwargs)
+        )
 
     def _open(self) -> None:
         try:

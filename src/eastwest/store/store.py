@@ -144,45 +144,45 @@ class Store:
 
     async def totals(self) -> dict[Account, Totals]:
         """The accounts of every host and boot, as of its last totals message."""
-        return await self._engine.run(reads.totals)
+        return await self._engine.look(reads.totals)
 
     async def stored(
         self, cuts: Mapping[Account, int], wanted: Mapping[Account, set[int]]
     ) -> dict[Account, Stored]:
         """Packets stored up to each boot's cut, and which of the `wanted` sequences are stored."""
-        return await self._engine.run(reads.stored, cuts, wanted)
+        return await self._engine.look(reads.stored, cuts, wanted)
 
     async def stored_cuts(self, cuts: Collection[Cut]) -> set[Cut]:
         """Which of these messages are stored."""
-        return await self._engine.run(watching.stored_cuts, cuts)
+        return await self._engine.look(watching.stored_cuts, cuts)
 
     async def traffic(self, window: Window, lengths: Sequence[int], labels: Sequence[int]) -> list[Traffic]:
         """Each label's traffic in windows of these lengths (seconds), where there is any."""
-        return await self._engine.run(watching.traffic, window, lengths, labels)
+        return await self._engine.look(watching.traffic, window, lengths, labels)
 
     async def last_packets(self, labels: Sequence[int]) -> dict[int, int]:
         """When each label's counters last moved, unix ns by its host's clock."""
-        return await self._engine.run(watching.last_packets, labels)
+        return await self._engine.look(watching.last_packets, labels)
 
     async def fresh_peers(self, window: Window, seconds: int, labels: Sequence[int], most: int) -> list[Pair]:
         """Whom labels met in the last `seconds` and not in the ten minutes before them; the latest first, of
         each label `most`."""
-        return await self._engine.run(watching.fresh_peers, window, seconds, labels, most)
+        return await self._engine.look(watching.fresh_peers, window, seconds, labels, most)
 
     async def known_peers(
         self, window: Window, seconds: int, learn: int, pairs: Sequence[Pair]
     ) -> tuple[set[Pair], dict[int, int]]:
         """Which pairs had met in the `learn` seconds before; label → unix seconds of its oldest minute."""
-        return await self._engine.run(watching.known_peers, window, seconds, learn, pairs)
+        return await self._engine.look(watching.known_peers, window, seconds, learn, pairs)
 
     async def top_flows(self, window: Window, wanted: FlowFilter, limit: int) -> list[dict[str, Any]]:
         """The largest flows that a filter lets through, as `flows` shows them."""
         seed = self._config.community_id_seed
-        return await self._engine.run(watching.top_flows, window, wanted, limit, seed)
+        return await self._engine.look(watching.top_flows, window, wanted, limit, seed)
 
     async def patterns(self, window: Window, limits: Limits, realms: Mapping[int, int]) -> list[Pattern]:
         """Scans, sweeps and floods over their limits; `realms`: label → number of its realm."""
-        return await self._engine.run(detection.patterns, window, limits, realms)
+        return await self._engine.look(detection.patterns, window, limits, realms)
 
     async def put_alerts(self, states: Sequence[StoredAlert]) -> None:
         """Store the states that alerts have now."""

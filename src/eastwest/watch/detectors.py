@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from eastwest.bus.messages import Workload
+from eastwest.errors import StoreError
 from eastwest.store.detection import Limits, Pattern
 from eastwest.store.store import Store
 from eastwest.store.watching import NS, FlowFilter, Window
@@ -37,15 +38,21 @@ class Detectors:
         """Why something may go undetected."""
 
     async def evaluate(self, workloads: Mapping[int, Workload]) -> list[Finding]:
-        """What is found now. Raises StoreError."""
+        """What is found now; where the store takes too long, or fails, what was found last."""
         config = self._config
         begun = time.monotonic()
         if begun < self._due or not (config.port_scan or config.address_sweep or config.syn_flood):
             return self._found
         realms = _realms(workloads.values())
         window = Window(self._horizons.times, time.time_ns() // NS)
-        patterns = await self._store.patterns(window, limits(config), realms)
-        self._found = [self._finding(p, workloads) for p in _once(patterns, workloads)]
+        try:
+            patterns = await self._store.patterns(window, limits(config), realms)
+            self._found = [self._finding(p, workloads) for p in _once(patterns, workloads)]
+        except StoreError as error:
+            # The watches have statements of their own, which may be well.
+            self._due = begun + self.pause(time.monotonic() - begun)
+            self.problem = f"scans and floods are not looked for: {error}"
+            return self._found
         self._due = begun + self.pause(time.monotonic() - begun)
         return self._found
 
