@@ -35,19 +35,20 @@ print(json.dumps([
     ask("POST", "/api/v1/labels/x", {"tenant": "stolen"}),
     ask("POST", "/api/v1/enforcement", {"selector": ""}),
     ask("DELETE", "/api/v1/suspect", {"what": "10.0.0.0/8"}),
+    ask("GET", "/api/v1/taps/x/stream"),
     read(),
 ]))
 """
 
 
 def test_a_process_without_privileges_changes_nothing(site: Site, netns: Path) -> None:
-    """It may read on the loopback; root's command line finds the secret by itself, until `up` ends."""
+    """It may read figures, no packets; root's command line finds the secret by itself, until `up` ends."""
     key = apikey.DIRECTORY / f"{site.port}.key"
     with site.up() as up, Workload(netns) as workload:
         until(lambda: workload.name in [row["name"] for row in site.json("workloads")], "it is known")
         command = [sys.executable, "-c", _STRANGER, str(site.port), str(key)]
         stranger = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert json.loads(stranger.stdout) == [200, 401, 401, 401, "PermissionError"]
+        assert json.loads(stranger.stdout) == [200, 401, 401, 401, 401, "PermissionError"]
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
         assert site.run("label", "set", workload.name, "tenant=mine").returncode == 0
         until(

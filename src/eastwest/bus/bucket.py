@@ -109,6 +109,24 @@ class Bucket:
         for key, revision in await self._bus.call(f"list what was deleted in {self._name}", old):
             await self.purge(key, revision)
 
+    async def forget(self, key: str) -> None:
+        """Remove the marker that the deletion of a key left, where it is still deleted. Raises BusError.
+
+        Only for what watchers that were away know the end of, as they are not told.
+        """
+
+        async def remove(client: Client) -> None:
+            await self._open(client)
+            jetstream, subject = client.jetstream(timeout=self._bus.timeout), f"$KV.{self._name}.{key}"
+            try:
+                last = await jetstream.get_last_msg(f"KV_{self._name}", subject)
+            except nats.js.errors.NotFoundError:
+                return
+            if (last.headers or {}).get(KV_OP) == KV_DEL and last.seq is not None:
+                await jetstream.purge_stream(f"KV_{self._name}", seq=last.seq + 1, subject=subject)
+
+        await self._bus.call(f"forget {key} of {self._name}", remove)
+
     async def create_or_update(self, key: str, value: bytes, revision: int | None) -> bool:
         """Set the value only if its revision still is `revision` (None: only if there is none).
 

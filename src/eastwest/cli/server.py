@@ -69,6 +69,7 @@ async def _server(settings: "Settings") -> None:
             store,
             fleet,
             lambda: collector.status,
+            streams=streams,
             page=metrics.page,
             routers=[router(watcher)],
             problems=lambda: exporter.problems() + watcher.problems + streams.problems(),

@@ -55,10 +55,10 @@ class FlowQuery(TimeQuery):
 
 
 # With their content type, or a route that answers with lines or text would say that its refusals do too.
-_REFUSAL = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+REFUSAL = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "Refused: what was asked, or who asked", "content": _REFUSAL},
-    503: {"description": "The store or the bus does not answer", "content": _REFUSAL},
+    "4XX": {"description": "Refused: what was asked, or who asked", "content": REFUSAL},
+    503: {"description": "The store or the bus does not answer", "content": REFUSAL},
 }
 
 

@@ -1,6 +1,7 @@
 """Who may ask, and how much at once; before anything else looks at a request."""
 
 import hmac
+import re
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -17,7 +18,7 @@ class _TooLarge(Exception):
 
 class Guard:
     """ASGI middleware. With `token` it asks for it; without, only names of this host are answered to, and
-    what changes something needs `write_token`, where there is one.
+    what changes something, or reads packets, needs `write_token`, where there is one.
 
     The names: a page of some other site must not reach the API through a browser on this host by having
     its own name resolve to the loopback address (DNS rebinding); nor post forms to it.
@@ -35,7 +36,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        refusal = self._refusal(scope, Headers(scope=scope))
         if refusal is not None:
             await error(*refusal)(scope, receive, send)
             return
@@ -44,14 +45,15 @@ class Guard:
         except _TooLarge:
             await error(*_TOO_LARGE)(scope, receive, send)
 
-    def _refusal(self, method: str, headers: Headers) -> tuple[int, str, str] | None:
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str, str] | None:
+        method = scope["method"]
         if self._token is not None:
             if not _bears(headers, self._token):
                 return 401, "this API asks for a token", "send it as 'Authorization: Bearer …'"
         elif _name(headers.get("host", "")) not in self._names:
             return 403, "this API answers only to names of its own host", "use the address that it listens on"
-        elif self._write_token and method not in _READING and not _bears(headers, self._write_token):
-            return 401, "to change something, this API asks for a token", "ask as root on the server's host"
+        elif self._write_token and _privileged(scope) and not _bears(headers, self._write_token):
+            return 401, "for this, the API asks for a token", "ask as root on the server's host"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
             return _TOO_LARGE
@@ -61,7 +63,13 @@ class Guard:
 
 
 _READING = ("GET", "HEAD", "OPTIONS")
+_PACKETS = re.compile("/api/v1/taps/[^/]*/stream")
 _TOO_LARGE = (413, "the body is too large", f"send at most {MAX_BODY_BYTES} bytes")
+
+
+def _privileged(scope: Scope) -> bool:
+    """Whether it changes something, or reads what packets hold, which is more than figures."""
+    return scope["method"] not in _READING or bool(_PACKETS.fullmatch(scope["path"]))
 
 
 def _bears(headers: Headers, token: str) -> bool:

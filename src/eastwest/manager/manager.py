@@ -16,6 +16,7 @@ from fastapi import APIRouter
 
 from eastwest.bus.client import Bus
 from eastwest.collector.collector import CollectorStatus
+from eastwest.collector.streams import Streams
 from eastwest.errors import ConfigError
 from eastwest.manager.api import create_app
 from eastwest.manager.backend import Backend, Page
@@ -24,6 +25,9 @@ from eastwest.manager.guard import Guard
 from eastwest.manager.orders import Orders
 from eastwest.manager.suspectapi import suspect_routes
 from eastwest.manager.suspects import SuspectDesk
+from eastwest.manager.tapapi import tap_routes
+from eastwest.manager.tapdesk import TapDesk
+from eastwest.manager.taps import TapOrders
 from eastwest.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -53,7 +57,8 @@ class _Server(uvicorn.Server):
 
 class Manager:
     """Answers HTTP while it is entered, as `fleet` is. `collector`: the status of the one in this process, if
-    any; `page`: writes /metrics; `routers` and `problems`: what others answer, and what they cannot do."""
+    any; `streams`: who collects packets here; `page`: writes /metrics; `routers` and `problems`: what others
+    answer, and what they cannot do."""
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class Manager:
         fleet: Fleet,
         collector: Callable[[], CollectorStatus] | None = None,
         *,
+        streams: Streams | None = None,
         page: Page | None = None,
         routers: Sequence[APIRouter] = (),
         problems: Callable[[], list[str]] = list,
@@ -78,7 +84,12 @@ class Manager:
             page=page,
             problems=lambda: [*self._orders.problems, *problems()],
         )
-        self._routers = (suspect_routes(SuspectDesk(self._orders, fleet, store)), *routers)
+        self._taps = TapOrders(bus)
+        self._routers = (
+            suspect_routes(SuspectDesk(self._orders, fleet, store)),
+            tap_routes(TapDesk(self._taps, fleet, store, streams)),
+            *routers,
+        )
         self._socket: socket.socket | None = None
         self._server: _Server | None = None
         self._task: asyncio.Task[None] | None = None
@@ -100,6 +111,7 @@ class Manager:
             )
         )
         await self._orders.__aenter__()
+        await self._taps.__aenter__()
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]), name="api")
         log.info("the API is at %s", self.url)
         return self
@@ -111,6 +123,7 @@ class Manager:
             self._server.should_exit = True
             await self._task
         try:
+            await self._taps.__aexit__(kind, error, trace)
             await self._orders.__aexit__(kind, error, trace)
         finally:
             if self._socket is not None:

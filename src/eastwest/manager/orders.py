@@ -23,6 +23,7 @@ from eastwest.bus.messages import (
     enforce_subject,
     suspect_subject,
 )
+from eastwest.bus.taps import TAPS_BUCKET
 from eastwest.errors import BusError, NotFoundError, RefusedError
 from eastwest.labels import suspect
 from eastwest.labels.selector import Selector
@@ -219,7 +220,7 @@ class Orders:
     async def _purge(self) -> None:
         """What was taken back leaves markers, for probes that are away."""
         while True:
-            for bucket in (SUSPECT_BUCKET, ENFORCE_BUCKET):
+            for bucket in (SUSPECT_BUCKET, ENFORCE_BUCKET, TAPS_BUCKET):
                 try:
                     await self._bus.bucket(bucket).purge_markers(_MARKER_SECONDS)
                 except BusError as error:
