@@ -26,14 +26,30 @@ COLUMNS = (
 )
 
 
+TAP_COLUMNS = (
+    Column("tap", field("tap")),
+    Column("seen", number("seen_packets", _exact), "right"),
+    Column("delivered", number("delivered_packets", _exact), "right"),
+    Column("pending", number("pending_packets", _exact), "right"),
+    Column("lost", _lost),
+    Column("balanced", lambda row: "yes" if row["balanced"] else "NO"),
+    Column("not matched", number("not_matched_packets", _exact), "right", drop="empty"),
+)
+
+
 @click.command("ledger")
+@click.option("--taps", is_flag=True, help="Of the packets that taps copy, per tap.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(as_json: bool) -> None:
+def command(as_json: bool, taps: bool) -> None:
     """Show per label that packets seen = stored + pending + lost, and where they were lost.
 
+    With --taps: per tap that packets seen (those that its filter takes) = delivered + pending + lost.
     Each term is a counter of its own; `balanced` says whether they agree.
     """
     with Api() as api:
+        if taps:
+            _show_taps(api.get("ledger/taps"), as_json)
+            return
         rows = api.get("ledger")
         # Names are for people; the document that scripts read has labels only.
         names = {} if as_json else {row["label"]: row["name"] for row in api.get("labels", {"all": "true"})}
@@ -47,3 +63,11 @@ def command(as_json: bool) -> None:
     ]
     rows.sort(key=lambda row: (row["balanced"], -row["seen_packets"]))
     show_table(COLUMNS, rows, "nothing seen yet", lambda row: "" if row["balanced"] else "bold red")
+
+
+def _show_taps(rows: list[Row], as_json: bool) -> None:
+    if as_json:
+        show_json(rows)
+        return
+    rows.sort(key=lambda row: (row["balanced"], row["tap"]))
+    show_table(TAP_COLUMNS, rows, "nothing is tapped", lambda row: "" if row["balanced"] else "bold red")

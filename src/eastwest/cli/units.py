@@ -1,6 +1,9 @@
 """Numbers, times and protocols as a person reads them. The JSON documents never pass through here."""
 
+import re
 from datetime import UTC, datetime
+
+from eastwest.errors import RefusedError
 
 EMPTY = "\N{EN DASH}"
 
@@ -59,6 +62,14 @@ def _scaled(value: int | float) -> str:
     if prefix == "" and scaled == int(scaled):
         return f"{int(scaled)} "
     return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {prefix}"
+
+
+def size(text: str) -> int:
+    """Bytes of `text`, like 500, 10k, 10M or 2G. Raises RefusedError."""
+    found = re.fullmatch(r"([0-9]{1,15})([kMGT]?)B?", text)
+    if found is None:
+        raise RefusedError(f"'{text}' is not a number of bytes", "write 500, 10k, 10M or 2G")
+    return int(found[1]) * int(1000 ** _PREFIXES.index(found[2]))
 
 
 def protocol(number: int) -> str:
