@@ -14,7 +14,7 @@ COLLECTORS := nfdump pmacct tshark
 TEST_PACKAGES := netbase podman runc netavark conmon iptables libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients $(VM_PACKAGES) $(COLLECTORS)
 
 # Peers that the bench runs beside eastwest.
-BENCH_PACKAGES := tcpdump softflowd pmacct argus-server argus-client
+BENCH_PACKAGES := tcpdump softflowd pmacct argus-server argus-client netsniff-ng wireshark-common netcat-openbsd
 
 .PHONY: demo test fuzz test-kernel-6.1 crash bench soak lint setup lock wheel clean
 

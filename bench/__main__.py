@@ -1,18 +1,19 @@
 """The price list, one question after the other: what each part costs, as bench/RESULTS.md has it.
 
-    python -m bench [--quick] [packets wire peers rows own query]
+    python -m bench [--quick] [packets wire peers capture rows own query]
 
 `--quick`: tiny sizes, to see it work; its figures mean nothing.
 """
 
 import sys
 
-from bench import machine, own, packets, peers, query, rows, wire
+from bench import capture, machine, own, packets, peers, query, rows, wire
 
 QUESTIONS = {
     "packets": packets.main,
     "wire": wire.main,
     "peers": peers.main,
+    "capture": capture.main,
     "rows": rows.main,
     "own": own.main,
     "query": query.main,

@@ -90,9 +90,19 @@ def idle(seconds: float) -> float:
 
 def cpu(pid: int) -> float:
     """CPU seconds of a process, all its threads."""
+    return sum(_times(pid)) / _TICKS
+
+
+def user(pid: int) -> float:
+    """CPU seconds of a process in user space, all its threads."""
+    return _times(pid)[0] / _TICKS
+
+
+def _times(pid: int) -> tuple[int, int]:
+    """Ticks in user space and in the kernel."""
     # What stands in parentheses is the name, which may hold spaces.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return int(fields[11]), int(fields[12])
 
 
 def resident(pid: int) -> int:

@@ -118,11 +118,13 @@ def _bridged(here: Place, port: str, mac: bytes) -> None:
 
 
 class Generator:
-    """Sends UDP of 72 bytes from workload a, as so many flows, straight from the kernel."""
+    """Sends UDP of `payload` bytes from workload a, as so many flows, straight from the kernel."""
 
-    def __init__(self, here: Place, to: bytes, flows: int, *, sequential: bool = False) -> None:
+    def __init__(
+        self, here: Place, to: bytes, flows: int, *, sequential: bool = False, payload: int = 72
+    ) -> None:
         self._here = here
-        self._frame = datagram(mac=to)
+        self._frame = datagram(payload, mac=to)
         self._object = Object(compiled("generate"))
         self._object.load()
         variety = _VARIETY.pack(flows, 1, sequential, 0, here.ifindex(here.a, "eth0"), 0)

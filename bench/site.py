@@ -73,6 +73,12 @@ class Site:
                     [*_EASTWEST, "down", "--state-dir", str(self.state)], env=clean, check=True, stdout=errors
                 )
 
+    def run(self, *arguments: str) -> str:
+        """A command as its user gives it; what it prints."""
+        environment = {**os.environ, "EASTWEST_URL": f"http://127.0.0.1:{self.port}"}
+        command = [*_EASTWEST, *arguments]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/{path}", timeout=60) as answer:
             return json.load(answer)

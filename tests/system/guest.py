@@ -128,12 +128,14 @@ class Emulator:
         """Wait for a line on the serial console; what was said before it."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self.process.stdout, select.POLLIN)
         while True:
             before, found, after = self._said.replace(b"\r", b"").partition(word + b"\n")
             if found:
                 self._said = after
                 return before.decode(errors="replace")
-            ready, _, _ = select.select([self.process.stdout], [], [], max(deadline - time.monotonic(), 0))
+            ready = poll.poll(max(deadline - time.monotonic(), 0) * 1000)
             said = os.read(self.process.stdout.fileno(), 65536) if ready else b""
             assert said, f"no {word!r} from the guest: {self._said!r}"
             self._said += said

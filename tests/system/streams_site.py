@@ -36,6 +36,12 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     return run
 
 
+def order(name: str, to: str, **settings: Any) -> bytes:
+    """A tap's, as it is on the bus."""
+    told = {"key": KEY, "expires": 0, "receiver": "collector", "selector": "", "added": time.time_ns()}
+    return msgspec.json.encode(TapOrder(name=name, to=to, **told | settings))
+
+
 @dataclass
 class Site:
     """Streams that run, and what a test does to them."""
@@ -45,16 +51,8 @@ class Site:
     streams: Streams
     path: Path
 
-    async def tap(self, name: str = "web", **settings: Any) -> TapOrder:
-        order = TapOrder(
-            name=name,
-            selector="",
-            to=self.streams.to,
-            added=time.time_ns(),
-            **{"key": KEY, "expires": 0, "receiver": "collector"} | settings,
-        )
-        await self.bus.bucket(TAPS_BUCKET).put(name, msgspec.json.encode(order))
-        return order
+    async def tap(self, name: str = "web", **settings: Any) -> None:
+        await self.bus.bucket(TAPS_BUCKET).put(name, order(name, self.streams.to, **settings))
 
     async def untap(self, name: str = "web") -> None:
         await self.bus.bucket(TAPS_BUCKET).delete(name)

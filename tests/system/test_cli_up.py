@@ -14,7 +14,7 @@ from tests.conftest import Workload, require
 from tests.system.user_site import EASTWEST, SECONDS, Site, until
 
 STOPPED = "eastwest: stopped; counting goes on in the kernel, `eastwest down` ends it"
-PROBE_CAPABILITIES = 0xC000281007
+PROBE_CAPABILITIES = 0xC0002830C7
 """CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, NET_ADMIN, SYS_PTRACE, SYS_ADMIN, PERFMON, BPF."""
 
 
@@ -83,7 +83,7 @@ def test_killed_up_leaves_counting_that_the_next_adopts(site: Site, netns: Path)
 
 
 def test_roles_have_the_privileges_they_need(site: Site) -> None:
-    """Server and nats-server none at all, the probe its eight; a killed role comes back."""
+    """Server and nats-server none at all, the probe its eleven; a killed role comes back."""
     with site.up() as process:
         roles = site.roles()
         for name, allowed in (("nats-server", 0), ("server", 0), ("probe", PROBE_CAPABILITIES)):

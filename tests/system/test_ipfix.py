@@ -239,12 +239,13 @@ def test_collector_that_does_not_read_loses_only_its_own(tmp_path: Path) -> None
             assert status.pending > 0
             assert status.records + status.pending + sum(status.lost.values()) == offered
             lazy.close()
-            await probe.flows(list(range(offered, offered + each)), [1] * each)
-            await s.settled(count + 1)
 
             async def drained() -> bool:
                 return _status(s).pending == 0
 
+            await until(drained, 60)  # before, the queue might have no room
+            await probe.flows(list(range(offered, offered + each)), [1] * each)
+            await s.settled(count + 1)
             await until(drained, 60)
             status = _status(s)
             assert status.lost["unacknowledged"] > 0 and status.lost["stopped"] == 0

@@ -5,6 +5,8 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from eastwest.bus.messages import Facts
 from eastwest.errors import InventoryError
 from eastwest.inventory.model import Claim
@@ -101,6 +103,41 @@ def test_a_name_that_is_given_again_is_not_the_absents(netns: Path, cgroup: Path
             await holds(counted(h))
             send(netns, 4)
             await h.becomes({web: 5, db: 4})
+
+    with_server(tmp_path, test)
+
+
+def test_what_is_renamed_stays_its_workloads(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """Though a source goes on saying the old name, and another interface has that now: no packet is lost, and
+    none of the other's is counted; also while the source is away."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        plug(netns)
+        source = Spoken(WEB)
+        async with harness(server, state, sources=[source], netns=netns, cgroup_root=cgroup) as h:
+            web = await h.knows("web")
+            for name in ("p1", "p2"):
+                send(netns, 3)
+                run("ip", "-n", netns.name, "link", "set", h.probe.ports()[0], "name", name)
+                send(netns, 4)
+                await holds(counted(h, name))
+            run("ip", "-n", netns.name, "link", "add", "p0", "type", "veth", "peer", "r0")
+            with Workload(netns) as later:  # what happened before it is known has been taken over
+                await h.knows(later.name)
+                assert sorted(h.probe.ports()) == sorted(["p2", later.port])
+            source.hang_up()
+            await holds(lambda: source.away)
+            send(netns, 5)
+            await h.becomes({web: 19})
+            run("ip", "-n", netns.name, "link", "set", "p2", "name", "p3")
+            await holds(counted(h, "p3"))
+            send(netns, 1)
+            await h.becomes({web: 20})
+            source.speak(msgspec.structs.replace(WEB, devices=frozenset({"p3"})))
+            await holds(lambda: not source.away)
+            send(netns, 1)
+            await h.becomes({web: 21})
+            assert h.probe.ports() == ["p3"]
 
     with_server(tmp_path, test)
 

@@ -7,6 +7,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from eastwest.inventory.scope import Scope
 from eastwest.kernel.netns import inside
 from eastwest.meter.check import cgroup_mount
 from tests.conftest import require, run
+from tests.kernel.frames import ethernet, ipv4, udp
 from tests.system.bus_server import RunningServer
-from tests.system.guest import GUEST_MAC, Emulator, Image, boot, words
+from tests.system.guest import EMPTY, GUEST_MAC, Emulator, Image, boot, words
 from tests.system.libvirt_site import Libvirtd, definition, libvirtd
 from tests.system.test_openvswitch import Switch
-from tests.system.test_probe import Harness, harness, holds, with_server
+from tests.system.test_probe import IP_BYTES, Harness, harness, holds, with_server
 
 BRIDGE_MAC = "02:00:00:00:01:02"
 UDP_SIZE = 72
@@ -114,6 +116,39 @@ def test_a_guest_with_a_tap_is_counted_as_it_counts_itself(
                 await h.counts({label: (packets, octets - packets * ETHERNET)})
                 (present,) = [w for w in h.probe.workloads() if w.present]
                 assert ([port.name for port in present.ports], present.kind) == ([tap], "vm")
+
+    with_server(tmp_path, test)
+
+
+def test_a_tap_that_is_renamed_stays_its_vms(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """While QEMU has it open: what is sent to it under either name is the VM's, to the packet."""
+    require(shutil.which("qemu-system-x86_64"), "needs QEMU: apt-get install qemu-system-x86")
+    names = [f"t{secrets.token_hex(4)}" for _ in range(3)]
+    network = ("-nic", f"tap,ifname={names[0]},script=no,downscript=no,vnet_hdr=off")
+    link = ("ip", "-n", netns.name, "link", "set")
+
+    def send(name: str) -> None:
+        with inside(netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
+            s.bind((name, 0))
+            for _ in range(50):
+                s.send(ethernet(ipv4(udp(bytes(IP_BYTES - 28)), 17), 0x0800))
+
+    async def test(server: RunningServer, state: Path) -> None:
+        no_ipv6(netns)
+        sources = [qemu(netns, cgroup)]
+        async with harness(server, state, sources=sources, netns=netns, cgroup_root=cgroup) as h:
+            with Emulator(netns, *EMPTY, *network, "-name", "web"):
+                label = await h.knows("web")
+                await holds(lambda: h.probe.ports() == names[:1])
+                run(*link, names[0], "up")
+                send(names[0])
+                for old, new in pairwise(names):
+                    run(*link, old, "down")
+                    run(*link, old, "name", new, "up")
+                    send(new)
+                    await holds(lambda new=new: h.probe.ports() == [new])
+                    send(new)
+                await h.becomes({label: 250})
 
     with_server(tmp_path, test)
 

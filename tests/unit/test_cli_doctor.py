@@ -165,6 +165,17 @@ def test_vhost_user_and_offload_by_their_tools(tmp_path: Path, monkeypatch: pyte
     assert "eth0, Open vSwitch" in blindspots.hardware_offload(host).detail
 
 
+def test_workloads_behind_internal_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the switch with a workload's id is named; a bridge's, and another type with an id, is not."""
+    none, some = ["map", []], ["map", [["iface-id", "6a0b"], ["iface-status", "active"]]]
+    rows = [["dhcp0", "internal", some], ["br0", "internal", none], ["tap0", "", some]]
+    said = [json.dumps({"headings": ["name", "type", "external_ids"], "data": rows}), ""]
+    monkeypatch.setattr(Machine, "ask", lambda _, *command: said.pop(0))
+    found = blindspots.internal_ports(Machine(tmp_path))
+    assert (found.status, "dhcp0: " in found.detail, "tap0" in found.detail) == ("degraded", True, False)
+    assert blindspots.internal_ports(Machine(tmp_path)).status == "ok"
+
+
 def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The rest is examined all the same."""
 

@@ -74,6 +74,23 @@ def vhost_user(machine: Machine) -> Check:
     return Check("vhost-user", "ok", "no ports that bypass the kernel")
 
 
+def internal_ports(machine: Machine) -> Check:
+    """A workload behind an internal port of the switch has no end at the host, where hooks are."""
+    listing = machine.ask(
+        "ovs-vsctl", "--timeout=3", "--format=json", "--columns=name,type,external_ids", "list", "Interface"
+    )
+    rows = json.loads(listing)["data"] if listing else []
+    ports = [str(name) for name, kind, ids in rows if kind == "internal" and "iface-id" in dict(ids[1])]
+    if ports:
+        return Check(
+            "internal ports",
+            "degraded",
+            f"Open vSwitch internal ports of workloads: {', '.join(ports[:8])}: not counted as theirs",
+            "connect what is to be metered by a veth pair",
+        )
+    return Check("internal ports", "ok", "no workload is behind one")
+
+
 def hardware_offload(machine: Machine) -> Check:
     """Offloaded flows are switched in the card: after the first packet no program sees them."""
     offloading = [
@@ -123,6 +140,7 @@ ALL: tuple[Callable[[Machine], Check], ...] = (
     sriov,
     userspace_drivers,
     vhost_user,
+    internal_ports,
     hardware_offload,
     portless_machines,
 )

@@ -22,10 +22,12 @@ log = logging.getLogger(__name__)
 _OPEN = ".open"
 """A directory with a name in it for each file that is being written: what a crash leaves behind is there."""
 
+_SUFFIX = ".pcapng"
 _PLAIN = re.compile("[^A-Za-z0-9_-]")
 _LONGEST_NAME = 100
 _MEND_BYTES = 1 << 20
 _DAY = 86400.0
+_ROOMY_BYTES = 2 << 20
 
 
 class Files:
@@ -38,6 +40,7 @@ class Files:
         self._writing: dict[Path, Recording] = {}
         self.problem = ""
         """Why nothing is stored now, with the remedy."""
+        self._roomy = True
         self.removed = 0
         """Files that were deleted to keep within the limits."""
 
@@ -48,7 +51,7 @@ class Files:
             for mark in sorted(self._marks.iterdir()):
                 tap, _, name = mark.name.partition(",")
                 with suppress(FileNotFoundError):
-                    mend(self._config.path / tap / name)
+                    mend(self._config.path / tap / f"{name}{_SUFFIX}")
                 mark.unlink()
         except OSError as error:
             raise ConfigError(
@@ -69,13 +72,13 @@ class Files:
     def create(self, recording: "Recording", tap: str, host: str) -> tuple[Path, int]:
         """A new file and its descriptor. Raises OSError."""
         directory = self._config.path / tap
-        now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        now = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}"[:-3] + "Z"
         with self._lock:
             directory.mkdir(mode=0o700, exist_ok=True)
-            path, number = directory / f"{host}-{now}.pcapng", 1
+            path, number = directory / f"{host}-{now}{_SUFFIX}", 1
             while path.exists():
                 number += 1
-                path = directory / f"{host}-{now}-{number}.pcapng"
+                path = directory / f"{host}-{now}-{number}{_SUFFIX}"
             self._mark(path).touch(mode=0o600)
             made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self._writing[path] = recording
@@ -92,13 +95,20 @@ class Files:
         """Whether the disk would still have its reserve with so many bytes more."""
         found = os.statvfs(self._config.path)
         free = found.f_bavail * found.f_frsize
-        if free - more >= self._config.min_free_bytes:
+        least = self._config.min_free_bytes
+        self._roomy = free - more >= least + _ROOMY_BYTES
+        if free - more >= least:
             return True
         self.report(
-            f"packets are not stored: {free >> 20} MiB are free on the disk of {self._config.path}; free "
-            f"{self._config.min_free_bytes >> 20} MiB and more, or lower [streams] min_free_bytes"
+            f"packets are not stored: {free >> 20} MiB are free on the disk of {self._config.path}; "
+            f"make it more than {least >> 20} MiB, or lower [streams] min_free_bytes"
         )
         return False
+
+    def stored(self) -> None:
+        """Something was: whatever the problem was, it is over, unless just a little still finds room."""
+        if self._roomy:
+            self.problem = ""
 
     def report(self, problem: str) -> None:
         """Say a problem, once as long as it lasts."""
@@ -107,7 +117,7 @@ class Files:
         self.problem = problem
 
     def _mark(self, path: Path) -> Path:
-        return self._marks / f"{path.parent.name},{path.name}"
+        return self._marks / f"{path.parent.name},{path.stem}"
 
     # -- limits ----------------------------------------------------------------------------------------------
 
@@ -134,7 +144,7 @@ class Files:
     def _found(self) -> list[tuple[float, int, Path]]:
         """Time of the last change, size and path of every file."""
         found = []
-        for path in self._config.path.glob("*/*.pcapng"):
+        for path in self._config.path.glob(f"*/*{_SUFFIX}"):
             with suppress(FileNotFoundError):
                 state = path.stat()
                 found.append((state.st_mtime, state.st_size, path))
@@ -151,8 +161,7 @@ class Recording:
         self._path = Path()
         self._size = self._told = 0
         self._until = 0.0
-        self.files = 0
-        """How many were begun."""
+        self._new = 0
 
     def write(self, section: bytes, interfaces: Sequence[bytes], packets: memoryview) -> bool:
         """Append whole packet blocks, after what they need to be understood. False: they are not stored."""
@@ -174,13 +183,13 @@ class Recording:
             self._path, self._file = self._files.create(self, self._tap, self._host)
             self._size = self._told = 0
             self._until = time.monotonic() + config.rotate_seconds
-            self.files += 1
+            self._new += 1
         words = b"" if self._size else section
         words += b"".join(interfaces[self._told :])
         _write_all(self._file, words, packets)
         self._size += len(words) + len(packets)
         self._told = len(interfaces)
-        self._files.problem = ""
+        self._files.stored()
         return True
 
     def _cut(self) -> None:
@@ -199,6 +208,11 @@ class Recording:
             with suppress(OSError):
                 self._path.unlink()
             self._files.closed(self._path)
+
+    def take_new(self) -> int:
+        """How many files were begun since this was last asked."""
+        new, self._new = self._new, 0
+        return new
 
     def turn(self) -> None:
         """Begin another file with the next packets; from any thread."""

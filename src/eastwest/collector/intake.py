@@ -50,6 +50,7 @@ class Counts(msgspec.Struct):
     packets: int = 0
     bytes: int = 0
     """As on the wire, link header included."""
+    files: int = 0
     lost: dict[str, int] = msgspec.field(default_factory=dict)
     """place → packets of these: `disk`, handed on but not stored."""
 
@@ -231,6 +232,7 @@ class Intake:
     def _keep(self, packets: memoryview, found: Walk) -> None:
         """In a thread: to the file, and counted there, so that nobody who is cancelled leaves it out."""
         stored = self._recording.write(self.header.section, self._interfaces, packets)
+        self.counts.files += self._recording.take_new()
         self._count(found, 0 if stored else found.packets)
 
     def _count(self, found: Walk, not_stored: int) -> None:

@@ -60,7 +60,7 @@ class StreamsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ConfigError("streams.tls_certificate and tls_key belong together", "set both, or neither")
         for name, least, most in (
             ("connections", 1, 1 << 16),
-            ("rotate_bytes", 1 << 16, 1 << 50),
+            ("rotate_bytes", 1 << 20, 1 << 50),
             ("rotate_seconds", 1, 1 << 31),
             ("retention_bytes", 1 << 20, 1 << 60),
             ("retention_days", 1 / 86400, 36500),

@@ -56,6 +56,8 @@ class StreamStatus(msgspec.Struct, frozen=True):
     packets: int
     bytes: int
     """As on the wire, link header included."""
+    files: int
+    """How many were begun."""
     lost: dict[str, int]
     """place → packets of these: `disk`, handed on but not stored."""
 
@@ -143,7 +145,7 @@ class Streams:
     def status(self) -> list[StreamStatus]:
         """Every tap and host of which something came since the collector started."""
         return [
-            StreamStatus(tap, host, (tap, host) in self._running, c.packets, c.bytes, dict(c.lost))
+            StreamStatus(tap, host, (tap, host) in self._running, c.packets, c.bytes, c.files, dict(c.lost))
             for (tap, host), c in sorted(self._counts.items())
         ]
 

@@ -48,6 +48,7 @@ class Inventory:
         self._present: dict[str, Present] = {}
         self._owners: dict[int, Found | None] = {}
         self._taps: set[tuple[int, str, bool]] = set()
+        self._known_as: dict[int, str] = {}
         self._worlds: dict[Source, _World] = {}
         self._kept: set[int] = set()
         self._tasks: list[asyncio.Task[None]] = []
@@ -113,6 +114,7 @@ class Inventory:
         links = self._links.all()
         claims = self._claims_now(links.values())
         self._joined = join(vouched=claims[False], hearsay=claims[True])
+        self._known_as = self._told_names(links.values())
         owners = self._joined.owners.items()
         self._claimed = {str(handle.key): found for handle, found in owners if handle.kind == "cgroup"}
         self._ports = {link.ifindex: port for link in links.values() if (port := self._port(link))}
@@ -143,9 +145,25 @@ class Inventory:
                 claims[source.hearsay] += source.claims
         return claims
 
+    def _told_names(self, links: Iterable[Link]) -> dict[int, str]:
+        """Serial → name by which the sources know an interface, where that is not the one that it has now.
+
+        What is renamed is its workload's as before; whoever is given its old name is not, until that is said.
+        """
+        told = {str(handle.key) for handle in self._joined.owners if handle.kind == "device"}
+        told |= self._joined.hearsay.keys()
+        found: dict[int, str] = {}
+        for link in links:
+            former = next((name for name in link.former if name in told), None)
+            if former and link.name not in told:
+                found[link.serial] = former
+        taken = set(found.values())
+        return found | {link.serial: "" for link in links if link.name in taken}
+
     def _port(self, link: Link) -> HostPort | None:
-        joined, heard = self._joined, self._joined.hearsay.get(link.name)
-        owner = joined.owners.get(Handle("device", link.name))
+        name = self._known_as.get(link.serial, link.name)
+        joined, heard = self._joined, self._joined.hearsay.get(name)
+        owner = joined.owners.get(Handle("device", name))
         if owner is None and link.nsid is not None and (space := link.namespace):
             owner = joined.owners.get(Handle("namespace", space.cookie)) or self._named(space.owner)
         elif owner is None and heard and heard.identity and link.nsid is None:
@@ -252,6 +270,9 @@ class _World:
 
     def __init__(self, links: Iterable[Link], cgroups: Cgroups) -> None:
         self._devices, self._namespaces = dict[str, int](), set[int]()
+        for link in links:
+            for name in link.former:
+                self._devices.setdefault(name, link.serial)
         for link in links:
             self._devices[link.name] = link.serial
             if link.namespace:

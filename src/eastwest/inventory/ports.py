@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 _GONE_SECONDS = 30.0
 _AF_BRIDGE = 7
+_FORMER_NAMES = 4
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Link:
     """Another for each interface that ever had this ifindex."""
 
     namespace: Namespace | None = None
+    former: tuple[str, ...] = ()
+    """Names that it had before, the last first."""
 
 
 class Ports:
@@ -112,16 +115,19 @@ class Ports:
             bool(message.get("carrier")),
         )
         old = self._links.get(ifindex)
-        if old and replace(old, serial=0, namespace=None) == link:
+        if old and replace(old, serial=0, namespace=None, former=()) == link:
             return False
         if old is None:
             self._serial += 1
         serial = old.serial if old else self._serial
+        former = old.former if old else ()
+        if old and old.name != link.name:
+            former = tuple(dict.fromkeys((old.name, *former)))[:_FORMER_NAMES]
         namespace = old.namespace if old and old.nsid == link.nsid else None
         if link.nsid is not None and namespace is None:
             # Before anything is counted: a namespace may be gone as soon as its first packets are sent.
             namespace = await self._namespaces.look(link.nsid)
-        self._links[ifindex] = replace(link, serial=serial, namespace=namespace)
+        self._links[ifindex] = replace(link, serial=serial, namespace=namespace, former=former)
         return True
 
     async def resolve(self) -> None:
