@@ -73,7 +73,7 @@ class Endpoints:
     async def _addresses(self) -> list[str]:
         loop = asyncio.get_running_loop()
         found: set[str] = set()
-        for host, port in self._places.values():
+        for host, port in list(self._places.values()):
             addresses: list[str] = []
             with suppress(OSError):
                 told = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)

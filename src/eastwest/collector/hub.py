@@ -7,6 +7,7 @@ import asyncio
 from array import array
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -14,8 +15,10 @@ from eastwest.collector import section
 from eastwest.errors import RefusedError
 from eastwest.kernel.blocks import renumber
 
-MOST_READERS = 64
-"""Of one tap."""
+MOST_READERS = 16
+"""Of one tap, besides those of the settings."""
+RELAY = "relay"
+"""The kind of these."""
 _MOST_INTERFACES = 1 << 16
 _MOST_BYTES = 32 << 20
 
@@ -66,7 +69,7 @@ class Hub:
 
     def subscribe(self, kind: str) -> "Subscription":
         """A new reader, who gets what comes from now on. Raises RefusedError where there are too many."""
-        if len(self._readers) >= MOST_READERS:
+        if kind != RELAY and len(self._readers) >= MOST_READERS:
             raise RefusedError(f"{MOST_READERS} read tap {self.tap} already", "end one of them")
         made = Subscription(self, self._reader_bytes, kind)
         self._readers.add(made)
@@ -110,7 +113,7 @@ class Numbers:
 class Subscription:
     """Iterates over the bytes of one pcapng stream: section, interfaces, then blocks as they come.
 
-    Ends when the tap has. Leave it by `close`, or as a context manager.
+    Ends when the tap has. Leave it by `close`, or by `async with`.
     """
 
     def __init__(self, hub: Hub, room: int, kind: str) -> None:
@@ -123,8 +126,12 @@ class Subscription:
         """Packets that came while as much waited as may."""
         self._queue: deque[_Chunk] = deque()
         self._queued = 0
+        self._last = 0
         self._more = asyncio.Event()
+        self._over = asyncio.Event()
         self._ended = False
+        self._generation = -1
+        self._told = 0
         self.begin()
 
     @property
@@ -132,12 +139,17 @@ class Subscription:
         return self._hub.tap
 
     def begin(self) -> None:
-        """Begin anew, with a section: what waits is lost."""
-        self.lost += sum(chunk.packets for chunk in self._queue)
+        """Begin anew, with a section; what waits follows, if it is still of that section, or else is lost."""
+        waiting = [chunk for chunk in self._queue if chunk.packets]
+        if self._generation != self._hub.generation:
+            self.lost += sum(chunk.packets for chunk in waiting)
+            waiting = []
         self._queue.clear()
         self._queued = self._told = 0
         self._generation = -1
         self._announce()
+        for chunk in waiting:
+            self._put(chunk)
 
     def _announce(self) -> None:
         """What has to be known before the next packet; it always has room, since there is little of it."""
@@ -167,6 +179,7 @@ class Subscription:
     def end(self) -> None:
         self._ended = True
         self._more.set()
+        self._over.set()
 
     def close(self) -> None:
         """Read no more."""
@@ -185,8 +198,22 @@ class Subscription:
             await self._more.wait()
         chunk = self._queue.popleft()
         self._queued -= len(chunk.data)
+        self._last = chunk.packets
         self.packets += chunk.packets
         return chunk.data
+
+    async def ended(self, seconds: float) -> bool:
+        """Wait so long, or until the tap has ended; whether it has."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._over.wait()
+        return self._ended
+
+    def give_back(self) -> None:
+        """What was handed out last did not get through whole: its packets are lost."""
+        self.packets -= self._last
+        self.lost += self._last
+        self._last = 0
 
     async def __aenter__(self) -> Self:
         return self

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +23,7 @@ from eastwest.collector.endpoints import Endpoints
 from eastwest.collector.files import Files
 from eastwest.collector.hub import Hub, Subscription
 from eastwest.collector.intake import REFUSED, Counts, Intake, Shared, Unknown, check, opening
+from eastwest.collector.outlets import Outlets
 from eastwest.collector.streamconfig import StreamsConfig, address, shown
 from eastwest.collector.taporders import TapOrders
 from eastwest.collector.wire import Wire, listen
@@ -82,6 +83,7 @@ class Streams:
         self._files = Files(config)
         self._orders = TapOrders(bus)
         self._endpoints = Endpoints(bus)
+        self._outlets = Outlets(config, self.subscribe, self._endpoints)
         self._listener: socket.socket | None = None
         self._problem = ""
         self._unknown: dict[asyncio.Task[None], None] = {}
@@ -93,34 +95,37 @@ class Streams:
         self._over: dict[asyncio.Task[None], float] = {}
         self._refused: Counter[str] = Counter()
         self._work = Background()
+        self._entered = AsyncExitStack()
         self._disk = ThreadPoolExecutor(_THREADS, "captures")
         self._shared = Shared(self._files, self._disk)
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._files.prepare)
-        self._listen()
-        await self._orders.__aenter__()
-        await self._endpoints.__aenter__()
-        await self._work.start(self._run(), "streams")
+        async with AsyncExitStack() as entered:
+            await asyncio.to_thread(self._files.prepare)
+            entered.callback(self._disk.shutdown)
+            entered.push_async_callback(self._end)
+            self._listen()
+            await entered.enter_async_context(self._orders)
+            await entered.enter_async_context(self._endpoints)
+            await self._work.start(self._run(), "streams")
+            entered.push_async_exit(self._work.stop)
+            self._entered = entered.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            await self._work.stop(kind, error, trace)
-        finally:
-            await self._endpoints.__aexit__(kind, error, trace)
-            await self._orders.__aexit__(kind, error, trace)
-            for task in self._tasks:
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
-            for hub, _ in self._hubs.values():
-                hub.end()
-            if self._listener:
-                self._listener.close()
-            self._disk.shutdown()
+        await self._entered.__aexit__(kind, error, trace)
+
+    async def _end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for hub, _ in self._hubs.values():
+            hub.end()
+        if self._listener:
+            self._listener.close()
 
     # -- for others ------------------------------------------------------------------------------------------
 
@@ -157,13 +162,18 @@ class Streams:
             for reader in hub.readers
         ]
 
+    def pcap_over_ip(self) -> dict[str, str]:
+        """tap → ADDRESS:PORT where its packets are for whoever connects, if that is switched on."""
+        return self._outlets.addresses()
+
     def refused(self) -> dict[str, int]:
         """why → connections that were refused, or ended, by the collector."""
         return dict(self._refused)
 
     def problems(self) -> list[str]:
         """What the collector cannot do now, each with its remedy."""
-        return [problem for problem in (self._problem, self._files.problem) if problem]
+        own = [problem for problem in (self._problem, self._files.problem) if problem]
+        return own + self._outlets.problems()
 
     # -- connections -----------------------------------------------------------------------------------------
 
@@ -188,6 +198,7 @@ class Streams:
             group.create_task(self._accept())
             group.create_task(self._look_after())
             group.create_task(self._keep_limits())
+            group.create_task(self._outlets.run(lambda: self._orders.names))
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -251,6 +262,7 @@ class Streams:
         if place not in self._running and len(self._running) >= self._config.connections:
             self._refuse("too many", f"raise [streams] connections, which is {self._config.connections}")
             raise ConnectionRefusedError("there are too many streams")
+        self._outlets.see_to(self._orders.names)
         counts = self._counts.setdefault(place, Counts())
         return Intake(wire, began, order, self._hub(order.name), counts=counts, shared=self._shared)
 

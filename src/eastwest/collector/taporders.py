@@ -41,8 +41,9 @@ class TapOrders:
 
     @property
     def names(self) -> list[str]:
-        """Of all taps in effect."""
-        return [name for name in sorted(self._orders) if self.get(name)]
+        """Of all taps in effect that deliver to collectors, the oldest first."""
+        found = [order for name in self._orders if (order := self.get(name))]
+        return [order.name for order in sorted(found, key=_age) if order.receiver == "collector"]
 
     def get(self, name: str) -> TapOrder | None:
         """The order of a tap that is in effect."""
@@ -67,6 +68,10 @@ class TapOrders:
                 self._orders.pop(name, None)
             async with self._changed:
                 self._changed.notify_all()
+
+
+def _age(order: TapOrder) -> tuple[int, str]:
+    return order.added, order.name
 
 
 def _order(name: str, value: bytes | None) -> TapOrder | None:
