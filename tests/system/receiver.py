@@ -1,5 +1,6 @@
 """Who receives copies, for tests: a listener that keeps every byte, and answers like a collector or not."""
 
+import select
 import socket
 import ssl
 import struct
@@ -9,8 +10,11 @@ from types import TracebackType
 from typing import Self
 
 from tests.kernel.blocks import Packet, Section, parse
+from tests.kernel.tapping import until
 
 REFUSED = (1 << 64) - 1
+_TURN_SECONDS = 0.02
+_PACKET = 6
 
 
 @dataclass
@@ -18,8 +22,22 @@ class Stream:
     """One connection: what came, and whether it came to its end."""
 
     data: bytearray = field(default_factory=bytearray)
+    count: int = 0
+    """Packets that are whole."""
     ended: bool = False
     """The sender said that this was all."""
+    waits: bool = False
+    """It reads nothing now."""
+    _at: int = 0
+
+    def take(self, data: bytes) -> None:
+        self.data += data
+        while len(self.data) - self._at >= 8:
+            kind, length = struct.unpack_from("=II", self.data, self._at)
+            if len(self.data) - self._at < length:
+                break
+            self._at += length
+            self.count += kind == _PACKET
 
     @property
     def sections(self) -> list[Section]:
@@ -39,9 +57,8 @@ class Receiver:
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self.streams: list[Stream] = []
-        self.reads = threading.Event()
-        """Cleared: it takes connections, and reads nothing."""
-        self.reads.set()
+        self._reads = threading.Event()
+        self._reads.set()
         self.refuses = False
         self._open: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -61,12 +78,20 @@ class Receiver:
 
     def close(self) -> None:
         """Be gone, and every connection with it."""
-        self.reads.set()
+        self.go_on()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.hang_up()
         for thread in self._threads:
             thread.join()
+
+    def stall(self) -> None:
+        """Take connections, and read nothing from now on."""
+        self._reads.clear()
+        until(lambda: all(stream.waits or stream.ended for stream in self.streams))
+
+    def go_on(self) -> None:
+        self._reads.set()
 
     def hang_up(self) -> None:
         """Break what is connected."""
@@ -101,14 +126,21 @@ class Receiver:
             self.streams.append(stream)
             if self.refuses:
                 connected.sendall(REFUSED.to_bytes(8, "little"))
-            while self.reads.wait() and (data := connected.recv(1 << 16)):
-                stream.data += data
-                self._confirm(connected, stream)
+            while data := self._receive(connected, stream):
+                stream.take(data)
+                if self._confirms and not self.refuses:
+                    connected.sendall(stream.count.to_bytes(8, "little"))
             stream.ended = True
+        except (OSError, ValueError):  # it was hung up meanwhile
+            stream.waits = True
+        finally:
             connected.close()
-        except OSError:
-            return
 
-    def _confirm(self, connected: socket.socket, stream: Stream) -> None:
-        if self._confirms and not self.refuses:
-            connected.sendall(len(stream.packets).to_bytes(8, "little"))
+    def _receive(self, connected: socket.socket, stream: Stream) -> bytes:
+        while True:
+            stream.waits = not self._reads.is_set()
+            self._reads.wait()
+            stream.waits = False
+            buffered = isinstance(connected, ssl.SSLSocket) and connected.pending()
+            if buffered or select.select([connected], [], [], _TURN_SECONDS)[0]:
+                return connected.recv(1 << 16)

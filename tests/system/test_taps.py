@@ -1,90 +1,48 @@
-"""Orders to copy packets, from the bucket to a TCP receiver: on the real kernel, with exact numbers."""
+"""Orders to copy packets: what they select is copied, and nothing else; real kernel, exact numbers."""
 
+import asyncio
 import json
 import struct
+import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import msgspec
+import pytest
 
-from eastwest.bus.client import Bus
-from eastwest.bus.taps import TAPS_BUCKET, TapOrder, TapPoint, TapsAnswer, TapStream, taps_subject
-from tests.conftest import Workload
-from tests.system.bus_server import RunningServer, until
+from eastwest.probe import taps as standing
+from eastwest.tap.config import TapConfig
+from tests.conftest import Workload, run
+from tests.system.bus_server import RunningServer
 from tests.system.receiver import Receiver
-from tests.system.test_probe import Harness, harness, holds, with_server
+from tests.system.tap_desk import KEY, site
+from tests.system.test_probe import holds, with_server
 
-KEY = "k" * 43
+FRAME = 114
+"""Bytes of what `Workload.send` sends, with its Ethernet header."""
 
-
-class Desk:
-    """Gives orders, and asks what became of them."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-
-    async def order(self, name: str, to: str, **said: Any) -> None:
-        told = {
-            "selector": "",
-            "receiver": "collector",
-            "key": KEY,
-            "added": time.time_ns(),
-            "expires": 0,
-        } | said
-        order = TapOrder(name=name, to=to, **told)
-        await self._bus.bucket(TAPS_BUCKET).put(name, msgspec.json.encode(order))
-
-    async def take_back(self, name: str) -> None:
-        await self._bus.bucket(TAPS_BUCKET).delete(name)
-
-    async def answer(self) -> TapsAnswer:
-        return msgspec.json.decode(await self._bus.request(taps_subject("h"), b"", 5), type=TapsAnswer)
-
-    async def stream(self, tap: str) -> TapStream | None:
-        """Of the one that goes on."""
-        found = [one for one in (await self.answer()).streams if one.tap == tap]
-        return found[0] if found else None
-
-    async def past(self, tap: str) -> tuple[TapPoint, TapStream] | None:
-        """What is left of a tap that is over; None while it is not."""
-        answer = await self.answer()
-        points = [one for one in answer.past if one.tap == tap]
-        streams = [one for one in answer.past_streams if one.tap == tap]
-        over = not any(one.tap == tap for one in (*answer.points, *answer.streams))
-        return (points[0], streams[0]) if over and points and streams else None
-
-    async def connected(self, tap: str) -> None:
-        """Wait until it is delivered, and something is copied."""
-
-        async def is_so() -> bool:
-            answer = await self.answer()
-            stream = [one for one in answer.streams if one.tap == tap and one.connected]
-            return bool(stream) and any(one.tap == tap for one in answer.points)
-
-        await until(is_so)
-
-    async def over(self, tap: str) -> tuple[TapPoint, TapStream]:
-        """Wait for a tap's end; the sums."""
-        await until(lambda: self._is_over(tap))
-        found = await self.past(tap)
-        assert found
-        return found
-
-    async def _is_over(self, tap: str) -> bool:
-        return await self.past(tap) is not None
+_SENDER = """
+import socket, sys
+open(sys.argv[1] + '/cgroup.procs', 'w').write('0')
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('127.0.0.1', 0))
+for word in sys.argv[2:]:
+    count, port = map(int, word.split('x'))
+    for _ in range(count):
+        s.sendto(bytes(72), ('127.0.0.1', port))
+"""
 
 
-@asynccontextmanager
-async def site(server: RunningServer, state: Path, **settings: Any) -> AsyncIterator[tuple[Harness, Desk]]:
-    """A probe, and somebody who gives it orders."""
-    async with (
-        Bus(server.files.bus_config("server")) as bus,
-        harness(server, state, **settings) as h,
-    ):
-        yield h, Desk(bus)
+async def talk(cgroup: Path, netns: Path, *what: str) -> None:
+    """From inside a cgroup, send datagrams over lo to where nobody listens: COUNTxPORT."""
+    command = ["nsenter", f"--net={netns}", sys.executable, "-c", _SENDER, str(cgroup), *what]
+    sender = await asyncio.create_subprocess_exec(*command)
+    assert await sender.wait() == 0
+
+
+def loaded() -> int:
+    """Tap programs in the kernel, whoever loaded them."""
+    programs = json.loads(run("bpftool", "-j", "prog", "show"))
+    return sum(program.get("name", "").startswith("tap_port") for program in programs)
 
 
 def test_an_orders_packets_arrive_and_are_confirmed(netns: Path, cgroup: Path, tmp_path: Path) -> None:
@@ -96,11 +54,11 @@ def test_an_orders_packets_arrive_and_are_confirmed(netns: Path, cgroup: Path, t
                 label = await h.knows(one.name)
                 await h.knows(other.name)
                 await desk.order("web", receiver.to, selector=f"name={one.name}", filter="udp port 53")
-                await desk.connected("web")
+                await desk.copying("web")
                 for port in (53, 54):
                     one.send(300, port=port)
                     other.send(100, port=port)
-                await holds(lambda: len(receiver.streams[0].packets) == 300)
+                await holds(lambda: receiver.streams[0].count == 300)
                 await desk.take_back("web")
                 point, stream = await desk.over("web")
             assert (point.matched, point.not_matched, point.written, point.lost) == (300, 300, 300, {})
@@ -114,6 +72,173 @@ def test_an_orders_packets_arrive_and_are_confirmed(netns: Path, cgroup: Path, t
             (interface,) = section.interfaces
             assert interface.name == one.port
             assert {packet.custom[0] for packet in section.packets} == {label}
-            assert [len(packet.data) for packet in section.packets] == [114] * 300
+            assert [len(packet.data) for packet in section.packets] == [FRAME] * 300
+
+    with_server(tmp_path, test)
+
+
+def test_taps_follow_workloads_as_they_come_and_go(
+    netns: Path, cgroup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later one is copied too; when the last has gone the stream ends, and begins when it is back."""
+    monkeypatch.setattr(standing, "_LINGER_SECONDS", 0.5)
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with site(server, state, netns=netns, cgroup_root=cgroup) as (_, desk):
+            with Receiver() as receiver:
+                await desk.order("all", receiver.to, selector="kind=netns")
+                with Workload(netns) as one:
+                    await desk.copying("all")
+                    one.send(10)
+                    with Workload(netns) as two:
+                        await desk.copying("all", 2)
+                        two.send(20)
+                        await holds(lambda: receiver.streams[0].count == 30)
+                point, stream = await desk.over("all")
+                assert (point.matched, stream.confirmed) == (30, 30)
+                assert receiver.streams[0].ended
+                names = [interface.name for interface in receiver.streams[0].sections[0].interfaces]
+                assert names == [one.port, two.port]
+                with Workload(netns, name=one.name) as again:
+                    await desk.copying("all")
+                    again.send(5)
+                    await holds(lambda: receiver.streams[1].count == 5)
+                point, stream = await desk.over("all")
+                assert (point.matched, stream.confirmed, len(receiver.streams)) == (35, 35, 2)
+
+    with_server(tmp_path, test)
+
+
+def test_a_cgroups_descendants_are_copied_and_new_ones_too(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """All that is the workload's, at any depth, made before or after; not what is another's within it."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with site(server, state, netns=netns, cgroup_root=cgroup) as (h, desk):
+            web, other = cgroup / "web.slice", cgroup / "web.slice/db.scope"
+            for path in (web, web / "a", web / "a/b", other):
+                path.mkdir()
+            label = await h.knows("web")
+            await h.knows("db")
+            with Receiver() as receiver:
+                await desk.order("web", receiver.to, selector="name=web", filter="udp port 53")
+                await desk.copying("web")
+                await talk(web, netns, "10x53", "1x54")
+                await talk(web / "a/b", netns, "20x53")
+                await talk(other, netns, "40x53")
+                assert (await desk.point("web")).not_matched == 1
+                late = web / "a/late"
+                late.mkdir()
+                # It is followed a moment after it was made.
+                seen = 1
+                while seen == 1:
+                    await talk(late, netns, "1x54")
+                    seen = (await desk.point("web")).not_matched
+                await talk(late, netns, "30x53")
+                await holds(lambda: receiver.streams[0].count == 60)
+                await desk.take_back("web")
+                point, stream = await desk.over("web")
+            assert (point.matched, point.not_matched, stream.confirmed) == (60, seen, 60)
+            (section,) = receiver.streams[0].sections
+            assert {interface.link_type for interface in section.interfaces} == {101}
+            assert {packet.custom[0] for packet in section.packets} == {label}
+
+    with_server(tmp_path, test)
+
+
+def test_an_order_ends_by_its_own_clock(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """Prolonged, it goes on without a break; with the bus away it expires as well, and all is unloaded."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        before = loaded()
+        async with site(server, state, netns=netns, cgroup_root=cgroup) as (h, desk):
+            with Workload(netns) as one, Receiver() as receiver:
+                await h.knows(one.name)
+                assert loaded() == before  # nobody has ordered anything
+                added, soon = time.time_ns(), time.time_ns() + 3 * 10**9
+                said = {"added": added, "selector": "kind=netns"}
+                await desk.order("brief", receiver.to, **said, expires=added + 3600 * 10**9)
+                await desk.copying("brief")
+                assert loaded() == before + 2
+                one.send(7)
+                await desk.order("brief", receiver.to, **said, expires=soon)
+                await desk.becomes(lambda answer: answer.taps == ["brief"])
+                await holds(lambda: receiver.streams[0].count == 7)
+                await desk.order("brief", receiver.to, **said, expires=soon + 1)
+                server.kill()
+                await holds(lambda: receiver.streams[0].ended)
+                assert len(receiver.streams) == 1
+                await holds(lambda: loaded() == before)
+                server.start()
+                await desk.becomes(lambda answer: answer.past_streams and answer.taps == [])
+
+    with_server(tmp_path, test)
+
+
+def test_an_order_that_cannot_be_had_says_so_and_touches_no_other(
+    netns: Path, cgroup: Path, tmp_path: Path
+) -> None:
+    """A bad document, selector, address, filter or pattern, one too many: named, and the good one goes on."""
+    bad = {
+        "selector": {"selector": "nonsense=1"},
+        "filter": {"filter": "tcp prot 80"},
+        "snaplen": {"snaplen": 5},
+        "payload": {"payload": "xyz"},
+        "to": {"to": "nowhere"},
+    }
+
+    async def test(server: RunningServer, state: Path) -> None:
+        most = TapConfig(most=2, memory=1 << 20)
+        async with site(server, state, netns=netns, cgroup_root=cgroup, tap=most) as (h, desk):
+            with Workload(netns) as one, Receiver() as receiver:
+                await h.knows(one.name)
+                await desk.order("good", receiver.to, selector="kind=netns")
+                await desk.copying("good")
+                for name, said in bad.items():
+                    await desk.order(name, **({"to": receiver.to} | said))
+                await desk.put("garbage", b"\xff{")
+                await desk.order("second", receiver.to, selector="kind=netns")
+                await desk.copying("second")
+                await desk.order("waits", receiver.to, selector="kind=netns")
+                answer = await desk.becomes(lambda answer: sum(bool(s.problem) for s in answer.streams) == 7)
+                problems = {stream.tap: stream.problem for stream in answer.streams}
+                one.send(50)
+                await holds(lambda: any(stream.count == 50 for stream in receiver.streams))
+            assert "libpcap refuses the filter" in problems["filter"]
+            assert "is not a selector condition" in problems["selector"]
+            assert "choose 0 or 32 to" in problems["snaplen"]
+            assert "write it like" in problems["to"]
+            assert "most" in problems["waits"]
+            assert problems["good"] == ""
+            assert KEY not in str(answer)
+
+    with_server(tmp_path, test)
+
+
+def test_sixteen_taps_fit_at_one_port(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """Each gets its own packets; the seventeenth is told why it has none, and has them once there is room."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        many = TapConfig(most=20, memory=1 << 20)
+        async with site(server, state, netns=netns, cgroup_root=cgroup, tap=many) as (h, desk):
+            with Workload(netns) as one, Receiver(confirms=False) as receiver:
+                await h.knows(one.name)
+                said = {"selector": "kind=netns", "receiver": "application", "key": ""}
+                for n in range(17):
+                    await desk.order(f"t{n}", receiver.to, **said, filter=f"udp port {100 + n}", added=n + 1)
+                answer = await desk.becomes(lambda answer: sum(s.connected for s in answer.streams) == 17)
+                await desk.becomes(lambda answer: any(point.problem for point in answer.points))
+                for n in range(17):
+                    one.send(n + 1, port=100 + n)
+                answer = await desk.answer()
+                counts = {point.tap: (point.matched, point.not_matched) for point in answer.points}
+                total = sum(range(1, 18))
+                assert {f"t{n}": (n + 1, total - n - 1) for n in range(16)} | {"t16": (0, 0)} == counts
+                (late,) = [point for point in answer.points if point.problem]
+                assert late.tap == "t16"
+                assert "16 other taps are at this place" in late.problem
+                await desk.take_back("t3")
+                await desk.becomes(lambda answer: not any(point.problem for point in answer.points))
+                one.send(9, port=116)
+                assert (await desk.point("t16")).matched == 9
 
     with_server(tmp_path, test)

@@ -33,3 +33,10 @@ class Background:
             await group.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from error
+
+
+def heed_cancellation() -> None:
+    """End if told to: nats-py may swallow that (wait_for before Python 3.12), or fail in its stead."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -15,6 +15,7 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext, api
 from nats.js.kv import KV_DEL, KV_OP, KV_PURGE, KeyValue
 
+from eastwest.bus.background import heed_cancellation
 from eastwest.bus.messages import MAX_MESSAGE_BYTES
 from eastwest.errors import BusError
 
@@ -193,6 +194,7 @@ class Bucket:
         expected = 1
         while True:
             message = await subscription.next_msg(timeout=2.5 * _HEARTBEAT_SECONDS)
+            heed_cancellation()
             headers = message.headers or {}
             if headers.get(api.Header.STATUS):
                 last = headers.get(api.Header.LAST_CONSUMER)

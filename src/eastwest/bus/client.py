@@ -21,7 +21,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext, api
 
-from eastwest.bus.background import Background
+from eastwest.bus.background import Background, heed_cancellation
 from eastwest.bus.bucket import Bucket
 from eastwest.bus.messages import (
     BOOT_HEADER,
@@ -71,6 +71,8 @@ class Bus:
         self._answers: dict[str, Answer] = {}
         self._created: set[str] = set()
         self._problem = "not connected yet"
+        self.peers: frozenset[tuple[str, int]] = frozenset()
+        """Addresses and port of the server that it was connected to last."""
         self._failures = 0
         self._work = Background()
 
@@ -217,8 +219,9 @@ class Bus:
             client, closed = Client(), asyncio.Event()
             try:
                 await self._connect(client, closed)
-                _heed_cancellation()
+                heed_cancellation()
                 self._client = client
+                self.peers = await _addresses(client)
                 for subject in self._answers:
                     await self._subscribe(client, subject)
                 self._connected.set()
@@ -233,7 +236,7 @@ class Bus:
             finally:
                 self._connected.clear()
                 await _close(client)
-            _heed_cancellation()
+            heed_cancellation()
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _connect(self, client: Client, closed: asyncio.Event) -> None:
@@ -286,13 +289,6 @@ class Bus:
         return what, "start it, or correct the bus url, user and password_file"
 
 
-def _heed_cancellation() -> None:
-    """End if told to: nats-py may swallow that (wait_for before Python 3.12), or fail in its stead."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
 async def _unless_closed(client: Client, action: Awaitable[T]) -> T:
     """Await `action`, but not beyond the connection: nats-py leaves its requests waiting for a timeout."""
     task = asyncio.ensure_future(action)
@@ -304,6 +300,18 @@ async def _unless_closed(client: Client, action: Awaitable[T]) -> T:
         return task.result()
     finally:
         task.cancel()
+
+
+async def _addresses(client: Client) -> frozenset[tuple[str, int]]:
+    """All that its server's name has now: which one was taken, the library does not say."""
+    server = client.connected_url
+    if server is None or not server.hostname or not server.port:
+        return frozenset()
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(server.hostname, server.port)
+    except OSError:
+        return frozenset()
+    return frozenset((str(address[0]), int(address[1])) for *_, address in found)
 
 
 async def _close(client: Client) -> None:

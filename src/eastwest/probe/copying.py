@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from eastwest.bus.taps import TapPoint, TapStream
-from eastwest.errors import KernelError
+from eastwest.errors import KernelError, RefusedError
 from eastwest.kernel.rings import Rings
 from eastwest.meter import pins
 from eastwest.meter.check import cgroup_mount
@@ -23,14 +23,14 @@ from eastwest.tap.config import Attach, TapConfig
 from eastwest.tap.delivery import Delivery
 from eastwest.tap.points import Points, Source, Stream, Taking, past_point
 from eastwest.tap.reading import Hook
-from eastwest.tap.taps import Endpoint, Taps
+from eastwest.tap.taps import Endpoint, Taps, remove_filters
 
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_DRAIN_SECONDS = 10.0
+_DRAIN_SECONDS = 30.0
 _STOP_SECONDS = 2.0
 _PAST_KEPT = 256
 _MOST_SHOWN = 20
@@ -45,10 +45,11 @@ class Scope(NamedTuple):
     handle: int
 
     @classmethod
-    def of(cls, config: ProbeConfig) -> "Scope":
-        """The meter's."""
+    def of(cls, config: ProbeConfig, tcx: bool) -> "Scope":
+        """The meter's, which attaches by TCX or not."""
         handle = pins.filter_handle(pins.directory(config.state_dir)) ^ 1 or 2
-        return cls(config.netns, config.cgroup_root or cgroup_mount(), config.attach, handle)
+        root = config.cgroup_root or cgroup_mount()
+        return cls(config.netns, root, "tcx" if tcx else "clsact", handle)
 
 
 class Copying:
@@ -80,6 +81,8 @@ class Copying:
         """
         self._failure = asyncio.get_running_loop().create_future()
         self._tell = freed
+        if self._scope.attach == "clsact":
+            await whole(remove_filters, self._scope.netns, self._scope.handle)
         try:
             await self._failure
         finally:
@@ -94,8 +97,11 @@ class Copying:
 
     async def begin(self, served: Mapping[Tap, set[Hook]]) -> None:
         """Have each run, with filters for these hooks. Raises KernelError."""
-        for tap, opened in (await whole(self._prepare, served)).items():
-            self._deliver(tap, *opened)
+        opened = await whole(self._prepare, served)
+        for tap, (number, rings) in opened.items():
+            self._deliver(tap, number, rings)
+        if any(tap.hopeless(hooks) for tap, hooks in served.items()):
+            self._tell()
 
     async def apply(self, wanted: Mapping[Source, Sequence[Taking]], refused: Mapping[Stream, str]) -> None:
         """Copy this and nothing else; whom `part` named is over then. Raises KernelError."""
@@ -119,14 +125,15 @@ class Copying:
         opened: dict[Tap, tuple[int, Rings]] = {}
         free = [number for number in range(self.config.most) if number not in self._running]
         for tap, hooks in served.items():
-            for hook in hooks:
-                tap.prepare(hook)
-            if tap.running is None:
-                kernel, number = self._open(), free.pop()
-                try:
+            try:
+                tap.prepare(hooks)
+                if tap.running is None:
+                    kernel, number = self._open(), free[-1]
                     opened[tap] = number, kernel.open_destination(number, partial(self._wake, number))
-                except KernelError as error:
-                    tap.problem = f"tap '{tap.name}' has no buffers: {error}"
+                    free.pop()
+            except (KernelError, RefusedError) as error:
+                # One that cannot be had takes nothing from the others.
+                tap.problem = f"tap '{tap.name}' copies nothing: {error}"
         return opened
 
     def _open(self) -> Taps:
@@ -155,10 +162,11 @@ class Copying:
             confirms=tap.order.receiver == "collector",
             ahead=partial(self._ahead, number),
             each_time=kernel.set_clock,
+            after=[one.delivery.over for one in self._running.values() if one.tap == tap.name],
         )
         task = asyncio.create_task(delivery.run(), name=f"delivery of {tap.name}")
         task.add_done_callback(self._ended)
-        tap.running = self._running[number] = Running(number, delivery, task)
+        tap.running = self._running[number] = Running(tap.name, number, delivery, task)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         """A delivery that failed for a reason it does not handle ends the probe."""

@@ -150,7 +150,7 @@ class Probe:
             bus=bus,
             changed=self._changed.set,
         )
-        copying = Copying(host, self._tap, Scope.of(self._config))
+        copying = Copying(host, self._tap, Scope.of(self._config, self._meter.tcx))
         self._taps = StandingTaps(copying, self._inventory, self._registry, bus)
 
     def _assemble(self) -> None:

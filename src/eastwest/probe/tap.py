@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from eastwest.tap.reading import Hook
 from eastwest.tap.taps import CAPTURE, SHORTEST_SNAPLEN
 
 _EVERY = Wanted()
+_MANY_INTERFACES = 512
 
 
 def decoded(name: str, document: bytes) -> TapOrder:
@@ -41,14 +43,23 @@ def decoded(name: str, document: bytes) -> TapOrder:
 
 @dataclass(eq=False)
 class Running:
-    """A stream that is delivered: its destination's number, and the interfaces that it has told of."""
+    """A stream of a tap that is delivered: its destination's number, and the interfaces it has told of."""
 
+    tap: str
     number: int
     delivery: Delivery
     task: "asyncio.Task[None]"
     interfaces: dict[Interface, int] = field(default_factory=dict)
     unused_since: float = 0.0
     """When the last workload that is selected went (monotonic s); 0: some are here."""
+
+    in_use: set[int] = field(default_factory=set)
+    """Interfaces at which something is copied now."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether most of what it tells a receiver at each connection is of interfaces that are gone."""
+        return len(self.interfaces) > max(_MANY_INTERFACES, 2 * len(self.in_use))
 
     def interface(self, of: Interface) -> int:
         """Its number in the stream."""
@@ -92,14 +103,25 @@ class Tap:
         key = self.order.key if self.order.receiver == "collector" else ""
         return pcapng.section(host, self.name, key, enterprise)
 
-    def prepare(self, hook: Hook) -> None:
-        """Have the filter for this kind of hook, or the reason why there is none. Blocks; see `compiled`."""
-        if hook in self._filters or self._wanted == _EVERY:
+    def prepare(self, hooks: Iterable[Hook]) -> None:
+        """Have filters for these kinds of hook, or the reasons why there are none. Blocks; see `compiled`.
+
+        Raises RefusedError where there is none at all.
+        """
+        if self._wanted == _EVERY:
             return
-        try:
-            (self._filters[hook],) = compiled([self._wanted], hook)
-        except KernelError as error:
-            self._filters[hook] = RefusedError(error.what, error.remedy)
+        for hook in hooks:
+            if hook not in self._filters:
+                try:
+                    (self._filters[hook],) = compiled([self._wanted], hook)
+                except KernelError as error:
+                    self._filters[hook] = RefusedError(error.what, error.remedy)
+        if self.hopeless(hooks):
+            self.filter(next(iter(hooks)))
+
+    def hopeless(self, hooks: Iterable[Hook]) -> bool:
+        """Whether it is known that there is no filter for any of these."""
+        return all(isinstance(self._filters.get(hook), RefusedError) for hook in hooks)
 
     def filter(self, hook: Hook) -> Filter | None:
         """None: every packet. Raises RefusedError where there can be none; `prepare` it first."""

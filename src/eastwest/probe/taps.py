@@ -119,6 +119,9 @@ class StandingTaps:
                 async with asyncio.timeout(_LOOK_SECONDS if self._taps else None):
                     await self._due.wait()
                 await asyncio.sleep(_GATHER_SECONDS)  # orders and workloads come in crowds
+            self._copying.leave_out("", self._bus.peers)
+            if not (self._due.is_set() or self._overdue()):
+                continue
             self._due.clear()
             async with self._copying.lock:
                 try:
@@ -126,6 +129,13 @@ class StandingTaps:
                     self._problems["kernel"] = None
                 except KernelError as error:
                     self._problem("kernel", f"nothing is copied: {error}")
+
+    def _overdue(self) -> bool:
+        """Whether there is something to do that nobody tells of but the clock."""
+        now = time.time_ns()
+        waiting = any(tap.running and tap.running.unused_since for tap in self._taps.values())
+        expired = any(0 < tap.order.expires <= now for tap in self._taps.values())
+        return waiting or expired or bool(self._problems.get("kernel"))
 
     async def _reconcile(self) -> None:
         self._expire()
@@ -135,6 +145,7 @@ class StandingTaps:
             for tap in taps:
                 hooks.setdefault(tap, set()).add(place.source.hook)
         self._linger(hooks.keys())
+        self._renew()
         if served := self._served(hooks):
             await self._copying.begin(served)
         await self._copying.apply(*self._takings(chosen))
@@ -167,11 +178,19 @@ class StandingTaps:
             elif tap.running:
                 tap.running.unused_since = 0.0
 
+    def _renew(self) -> None:
+        """Begin a new stream where the old one's interfaces are mostly of ports that are gone."""
+        for tap in self._taps.values():
+            if tap.running and tap.running.crowded and self._copying.room:
+                self._copying.part(tap)
+
     def _served(self, hooks: Mapping[Tap, set[Hook]]) -> dict[Tap, set[Hook]]:
         """Those that there is room for: who is running stays, then the eldest."""
         room = self._copying.room
         served = {}
         for tap in sorted(hooks, key=lambda tap: tap.age):
+            if tap.hopeless(hooks[tap]):
+                continue
             tap.problem = ""
             if tap.running or room > 0:
                 served[tap] = hooks[tap]
@@ -187,6 +206,9 @@ class StandingTaps:
         """What each source's taps take there, and why some take nothing."""
         wanted: dict[Source, list[Taking]] = {}
         refused: dict[Stream, str] = {}
+        for tap in self._taps.values():
+            if tap.running:
+                tap.running.in_use.clear()
         for place, taps in chosen:
             for tap in taps:
                 stream = Stream(tap.name, place.label, place.port)
@@ -213,11 +235,12 @@ class StandingTaps:
             filter=tap.order.filter,
             snaplen=tap.order.snaplen,
         )
-        service = tap.order.service_id
+        service, interface = tap.order.service_id, tap.running.interface(of)
+        tap.running.in_use.add(interface)
         return Taking(
             stream=stream,
             destination=tap.running.number,
-            interface=tap.running.interface(of),
+            interface=interface,
             service=int(str(seen["service_id"])) if service is None else service,
             snaplen=tap.snaplen,
             filter=filter_,

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from eastwest.bus.taps import TapStream
@@ -36,6 +36,7 @@ class Delivery:
     """The delivery of one tap.
 
     `each_time` is called before packets are moved, `ahead` with each address before it is connected to.
+    `after`: what of the same tap has to be over before, since a receiver takes one stream of it from a host.
     """
 
     def __init__(
@@ -48,12 +49,14 @@ class Delivery:
         confirms: bool,
         ahead: Callable[[str, int], None],
         each_time: Callable[[], None],
+        after: Sequence[asyncio.Event] = (),
     ) -> None:
         self._tap = tap
         self._rings = rings
         self._peer = peer
         self._confirms = confirms
         self._each_time = each_time
+        self._after = after
         self._dialler = Dialler(peer, ahead)
         self.reader = Reader(rings, section)
         self._ending = asyncio.Event()
@@ -106,6 +109,8 @@ class Delivery:
         """Deliver until `end` was called and all is delivered, or its receiver cannot be had then."""
         pause = _FIRST_PAUSE
         try:
+            for before in self._after:
+                await before.wait()
             while True:
                 begun, last = time.monotonic(), self._ending.is_set()
                 try:
@@ -157,11 +162,11 @@ class Delivery:
             self._settle()
 
     async def _close(self, connection: Connection, listening: "asyncio.Task[None]") -> None:
-        """All is sent: say so, and wait for the last answer."""
+        """All is sent: say so, and wait for the last answer, as long as whoever ends the tap waits."""
         if not connection.secure:
             connection.finish()
         if self._confirms or not connection.secure:
-            await asyncio.wait((listening,), timeout=_CLOSE_SECONDS)
+            await asyncio.wait((listening,), timeout=None if self._confirms else _CLOSE_SECONDS)
         if connection.secure:
             connection.finish()
 

@@ -96,8 +96,9 @@ class Points:
         self._programs = {hook: Programs(taps.map(name), hook) for hook, name in maps.items()}
         self._refused: dict[tuple[Filter, ...], RefusedError] = {}
         self._past = past
-        self.problems: dict[Stream, str] = {}
-        """Why a tap copies nothing somewhere."""
+        self._found: dict[Stream, str] = {}
+        self.problems: Mapping[Stream, str] = {}
+        """Why a tap copies nothing somewhere, as of the last `apply`."""
 
     def apply(self, wanted: Mapping[Source, Sequence[Taking]], refused: Mapping[Stream, str]) -> None:
         """Copy this, from now on, and nothing else; takings that come first have precedence.
@@ -105,7 +106,7 @@ class Points:
         `refused`: why other streams do not begin. Blocks, some milliseconds for each source whose takings
         change. Raises KernelError.
         """
-        self.problems = dict(refused)
+        self._found = dict(refused)
         for source in [one for one in self._attached if one not in wanted]:
             self._remove(source)
         for source, takings in wanted.items():
@@ -115,6 +116,7 @@ class Points:
             self._rooted = False
         self._taps.settle()
         self._forget()
+        self.problems = self._found
 
     # -- one source ------------------------------------------------------------------------------------------
 
@@ -138,14 +140,14 @@ class Points:
         except KernelError as error:
             self._remove(source)
             if error.errno not in (errno.ENODEV, errno.ENOENT):  # gone meanwhile
-                self.problems |= dict.fromkeys(streams, str(error))
+                self._found |= dict.fromkeys(streams, str(error))
 
     def _counted(self, stream: Stream) -> bool:
         """Whether it has counters, or there are some left for it."""
         if stream not in self._streams:
             number = self._stream_pool.take()
             if number is None:
-                self.problems[stream] = f"all {MOST_STREAMS} counters of taps are in use; end some taps"
+                self._found[stream] = f"all {MOST_STREAMS} counters of taps are in use; end some taps"
                 return False
             self._taps.forget(number)
             self._streams[stream] = number
@@ -154,7 +156,7 @@ class Points:
     def _fitting(self, hook: Hook, takings: Sequence[Taking]) -> tuple[list[Taking], tuple[Filter, ...]]:
         """Those that find room at one source, filtered ones first, and their filters, with a program made."""
         for beyond in takings[MOST_ORDERS:]:
-            self.problems[beyond.stream] = (
+            self._found[beyond.stream] = (
                 f"{MOST_ORDERS} other taps are at this place, which is the most; end one of them"
             )
         kept = list(takings[:MOST_ORDERS])
@@ -165,7 +167,7 @@ class Points:
                 if filters:
                     self._place(hook, filters)
             except RefusedError as error:
-                self.problems[filtered[-1].stream] = str(error)
+                self._found[filtered[-1].stream] = str(error)
                 kept.remove(filtered[-1])
             else:
                 return filtered + [taking for taking in kept if not taking.filter], filters

@@ -5,6 +5,7 @@ Nothing is pinned: links end with the process, and a dead probe copies nothing. 
 """
 
 import os
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -296,3 +297,10 @@ class Taps:
         if kind == "port" and not self.tcx:
             with inside(self._netns):
                 attach.remove_clsact_filters(number, self._handle)
+
+
+def remove_filters(netns: Path | None, handle: int) -> None:
+    """Remove classic filters of this handle, wherever a probe that was killed has left them."""
+    with inside(netns):
+        for ifindex, _ in socket.if_nameindex():
+            attach.remove_clsact_filters(ifindex, handle)
