@@ -34,9 +34,10 @@ test-kernel-6.1: setup
 crash: setup
 	EASTWEST_SEEDS=20 $(BIN)/pytest tests/system/test_crashes.py
 
-# What `make test` asks API and settings for some seconds, for as long as it takes.
+# What `make test` asks API, settings and the reader of streams for some seconds, for as long as it takes.
 fuzz: setup $(VENV)/.test-packages
 	EASTWEST_FUZZ_EXAMPLES=$(or $(EXAMPLES),1000) $(BIN)/pytest -s tests/system/test_fuzz_api.py tests/unit/test_config_fuzz.py
+	EASTWEST_FUZZ_STREAMS=$(or $(STREAMS),1000000) $(BIN)/pytest -s tests/unit/test_fuzz_blocks.py tests/system/test_fuzz_streams.py
 
 # The price list; BENCH="packets wire" asks these questions only. On a quiet machine about half an hour.
 bench: setup $(VENV)/.bench

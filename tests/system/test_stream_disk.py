@@ -68,7 +68,7 @@ async def test_rotation_by_size(tmp_path: Path) -> None:
         assert place.status().files == len(files)
         assert all(file.stat().st_size <= (1 << 20) + 1000 for file in files)
         assert sorted(number for file in files for number in numbers(file)) == list(range(200))
-        assert sum(map(packets, files)) == 200
+        assert packets(*files) == 200
 
 
 @in_loop
@@ -155,7 +155,7 @@ async def test_the_reserve_is_left(disk: Path, tmp_path: Path) -> None:
         assert shutil.disk_usage(disk).free >= 13 << 20
         (problem,) = place.streams.problems()
         assert "lower [streams] min_free_bytes" in problem
-        assert sum(map(packets, place.files())) == stored
+        assert packets(*place.files()) == stored
 
 
 async def _packets(reader: streams.Subscription) -> list[int]:
@@ -185,7 +185,7 @@ async def test_a_killed_server(tmp_path: Path) -> None:
             found = [number for file in files for number in numbers(file)]
             assert found == list(range(len(found)))
             assert len(found) >= confirmed > 0
-            assert sum(map(packets, files)) == len(found)
+            assert packets(*files) == len(found)
         finally:
             process.terminate()
             assert process.wait(60) == 0

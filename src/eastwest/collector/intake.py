@@ -10,7 +10,7 @@ import hmac
 import struct
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -84,7 +84,9 @@ class Shared:
         try:
             await asyncio.shield(doing)
         except asyncio.CancelledError:
-            await asyncio.wait((doing,))
+            while not doing.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait((doing,))
             raise
 
 
@@ -220,14 +222,16 @@ class Intake:
         self._numbers.learn(self._interfaces)
 
     async def _packets(self, packets: memoryview, found: Walk) -> None:
-        if self.order.store:
-            await self._shared.write(partial(self._keep, packets, found))
-        else:
-            self._count(found, 0)
-        if self._hub.readers:
-            self._numbers.learn(self._interfaces)
-            self._numbers.put(packets)
-            self._hub.hand_on(packets, found.packets)
+        try:
+            if self.order.store:
+                await self._shared.write(partial(self._keep, packets, found))
+            else:
+                self._count(found, 0)
+        finally:  # who is cancelled meanwhile has written all the same
+            if self._hub.readers:
+                self._numbers.learn(self._interfaces)
+                self._numbers.put(packets)
+                self._hub.hand_on(packets, found.packets)
 
     def _keep(self, packets: memoryview, found: Walk) -> None:
         """In a thread: to the file, and counted there, so that nobody who is cancelled leaves it out."""

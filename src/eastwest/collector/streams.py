@@ -283,7 +283,7 @@ class Streams:
             intake.answer_now()
             raise
         finally:
-            if self._running[place][1] is task:
+            if self._running.get(place, before) == (intake, task):
                 del self._running[place]
         await _last(wire, intake.answer())
 
