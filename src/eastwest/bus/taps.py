@@ -79,7 +79,8 @@ class TapStream(msgspec.Struct, frozen=True):
     """Packets that a collector said it has; of an application, those that its connection took."""
     lost: dict[str, int]
     """place → packets: `undelivered`, still in the buffers when the tap ended; `unconfirmed`, sent and not
-    confirmed when a connection broke: an upper bound, since its end may have got some of them."""
+    confirmed when a connection broke; `probe_killed`, copied and not confirmed when a probe was killed. The
+    last two are upper bounds, since the other end may have got some of them."""
     sent_bytes: int
     reconnects: int
     problem: str = ""

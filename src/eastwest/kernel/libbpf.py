@@ -1,7 +1,7 @@
 """A thin face on libbpf: objects, maps as numpy arrays, errors with their remedy."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -202,10 +202,11 @@ class Object:
                 data = value.ljust(size, b"\0")
                 checked(lib.bpf_map__set_initial_value(handle, ffi.from_buffer(data), size), "tunables")
 
-    def pin_maps(self, directory: Path) -> None:
-        """Have every map but the constants pinned in `directory`; those already there are adopted at load."""
+    def pin_maps(self, directory: Path, only: Collection[str] = ()) -> None:
+        """Have every map but the constants, or these alone, pinned in `directory`; those already there are
+        adopted at load."""
         for name, handle in self._handles():
-            if "." not in name:
+            if name in only or not (only or "." in name):
                 checked(lib.bpf_map__set_pin_path(handle, str(directory / name).encode()), f"map {name}")
 
     def load(self) -> None:

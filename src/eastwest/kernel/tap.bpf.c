@@ -30,6 +30,7 @@ const volatile struct {
 const struct ring *ring_type __attribute__((unused, section(".rodata.types")));
 const struct epb_head *epb_head_type __attribute__((unused, section(".rodata.types")));
 const struct epb_tail *epb_tail_type __attribute__((unused, section(".rodata.types")));
+const struct tap_delivery *tap_delivery_type __attribute__((unused, section(".rodata.types")));
 const struct endpoint *endpoint_type __attribute__((unused, section(".rodata.types")));
 const enum tap_sizes *sizes_type __attribute__((unused, section(".rodata.types")));
 const enum tap_flags *flags_type __attribute__((unused, section(".rodata.types")));

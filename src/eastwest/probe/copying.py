@@ -23,7 +23,7 @@ from eastwest.tap.config import Attach, TapConfig
 from eastwest.tap.delivery import Delivery
 from eastwest.tap.points import Points, Source, Stream, Taking, past_point
 from eastwest.tap.reading import Hook
-from eastwest.tap.taps import Endpoint, Taps, remove_filters
+from eastwest.tap.taps import PINNED, Endpoint, Note, Taps, remove_filters, unpin
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,14 @@ class Scope(NamedTuple):
     cgroup_root: Path
     attach: Attach
     handle: int
+    pins: Path
 
     @classmethod
     def of(cls, config: ProbeConfig, tcx: bool) -> "Scope":
         """The meter's, which attaches by TCX or not."""
-        handle = pins.filter_handle(pins.directory(config.state_dir)) ^ 1 or 2
-        root = config.cgroup_root or cgroup_mount()
-        return cls(config.netns, root, "tcx" if tcx else "clsact", handle)
+        directory, root = pins.directory(config.state_dir), config.cgroup_root or cgroup_mount()
+        handle = pins.filter_handle(directory) ^ 1 or 2
+        return cls(config.netns, root, "tcx" if tcx else "clsact", handle, directory)
 
 
 class Copying:
@@ -81,12 +82,48 @@ class Copying:
         """
         self._failure = asyncio.get_running_loop().create_future()
         self._tell = freed
-        if self._scope.attach == "clsact":
-            await whole(remove_filters, self._scope.netns, self._scope.handle)
         try:
             await self._failure
         finally:
             await self._stop()
+
+    async def clean_up(self) -> None:
+        """Take away what a probe that was killed has left in the kernel, and take over what it counted."""
+        scope = self._scope
+        if scope.attach == "clsact":
+            await whole(remove_filters, scope.netns, scope.handle)
+        if not any((scope.pins / name).exists() for name in PINNED):
+            return
+        try:
+            found = await whole(self._remains)
+        except KernelError as error:
+            log.warning("what an earlier probe counted for taps cannot be read: %s", error)
+            found = []
+        unpin(scope.pins)
+        for note, counts in found:
+            self._past.setdefault(note.tap, Counter()).update(counts)
+            lost = {"unconfirmed": note.unconfirmed, "probe_killed": 0}
+            lost["probe_killed"] = max(0, counts["written"] - note.confirmed - note.unconfirmed)
+            self._remember(
+                TapStream(
+                    tap=note.tap,
+                    connected=False,
+                    pending=0,
+                    unanswered=0,
+                    confirmed=note.confirmed,
+                    lost={place: packets for place, packets in lost.items() if packets},
+                    sent_bytes=note.sent_bytes,
+                    reconnects=note.reconnects,
+                )
+            )
+
+    def _remains(self) -> list[tuple[Note, Counter[str]]]:
+        with self._loaded() as kernel:
+            return kernel.remains()
+
+    def _loaded(self) -> Taps:
+        scope = self._scope
+        return Taps(self.config, scope.netns, attach=scope.attach, handle=scope.handle, pins=scope.pins)
 
     @property
     def room(self) -> int:
@@ -139,9 +176,8 @@ class Copying:
     def _open(self) -> Taps:
         """The programs, loaded when they are first needed."""
         if self._kernel is None:
-            scope = self._scope
-            self._kernel = Taps(self.config, scope.netns, scope.attach, scope.handle).__enter__()
-            self._points = Points(self._kernel, scope.cgroup_root, self._past)
+            self._kernel = self._loaded().__enter__()
+            self._points = Points(self._kernel, self._scope.cgroup_root, self._past)
             self._leave_out()
         return self._kernel
 
@@ -162,6 +198,7 @@ class Copying:
             confirms=tap.order.receiver == "collector",
             ahead=partial(self._ahead, number),
             each_time=kernel.set_clock,
+            note=partial(kernel.note, number),
             after=[one.delivery.over for one in self._running.values() if one.tap == tap.name],
         )
         task = asyncio.create_task(delivery.run(), name=f"delivery of {tap.name}")
@@ -195,6 +232,7 @@ class Copying:
             del self._running[running.number]
             self._draining.discard(running)
             self._remember(running.delivery.status())
+            self._kernel.note(running.number, None)
             self._dialled.pop(running.number, None)
             self._leave_out()
             await whole(self._kernel.close_destination, running.number)

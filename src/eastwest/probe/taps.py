@@ -64,6 +64,7 @@ class StandingTaps:
 
     async def run(self) -> None:
         """Follow orders, workloads and the clock until cancelled; then nothing is copied any more."""
+        await self._copying.clean_up()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._copying.run(self._due.set), name="copying")
             group.create_task(self._follow_orders(), name="tap orders")

@@ -17,6 +17,7 @@ from eastwest.errors import EastwestError, RefusedError
 from eastwest.kernel.rings import Rings
 from eastwest.tap.connection import Connection, Dialler, Peer
 from eastwest.tap.reader import Reader
+from eastwest.tap.taps import Note
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ _REFUSED = (1 << 64) - 1
 class Delivery:
     """The delivery of one tap.
 
-    `each_time` is called before packets are moved, `ahead` with each address before it is connected to.
+    `each_time` is called before packets are moved, `note` when more is confirmed or lost, `ahead` with each
+    address before it is connected to.
     `after`: what of the same tap has to be over before, since a receiver takes one stream of it from a host.
     """
 
@@ -49,6 +51,7 @@ class Delivery:
         confirms: bool,
         ahead: Callable[[str, int], None],
         each_time: Callable[[], None],
+        note: Callable[[Note], None],
         after: Sequence[asyncio.Event] = (),
     ) -> None:
         self._tap = tap
@@ -56,6 +59,7 @@ class Delivery:
         self._peer = peer
         self._confirms = confirms
         self._each_time = each_time
+        self._note = note
         self._after = after
         self._dialler = Dialler(peer, ahead)
         self.reader = Reader(rings, section)
@@ -102,12 +106,24 @@ class Delivery:
         self._unconfirmed += self._sent - here
         self._begun, self._answered = self.reader.sent_packets, 0
         self._connected = False
+        self._write_down()
+
+    def _write_down(self) -> None:
+        here = self._answered if self._confirms else self._sent
+        again, sent_bytes = max(0, self._connections - 1), self.reader.sent_bytes
+        self._note(Note(self._tap, self._confirmed + here, self._unconfirmed, sent_bytes, again))
+
+    def _before_moving(self) -> None:
+        self._each_time()
+        if not self._confirms:
+            self._write_down()
 
     # -- its work --------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Deliver until `end` was called and all is delivered, or its receiver cannot be had then."""
         pause = _FIRST_PAUSE
+        self._write_down()
         try:
             for before in self._after:
                 await before.wait()
@@ -147,7 +163,7 @@ class Delivery:
             self._connected, self.problem = True, ""
             self.reader.start(connection.send)
             listening = asyncio.create_task(self._listen(connection), name=f"answers of {self._tap}")
-            moving = self.reader.run(connection.writable, self._each_time)
+            moving = self.reader.run(connection.writable, self._before_moving)
             tasks = [listening, asyncio.create_task(moving, name=f"copies of {self._tap}")]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if listening.done():
@@ -208,6 +224,7 @@ class Delivery:
         if not self._answered <= count <= self._sent:
             raise RefusedError(f"it says that it has {count} packets of {self._sent}", "is it a collector?")
         self._answered = count
+        self._write_down()
 
     def _say(self, error: Exception) -> None:
         """Once for each reason: a receiver may be away for days."""

@@ -149,7 +149,7 @@ class Points:
             if number is None:
                 self._found[stream] = f"all {MOST_STREAMS} counters of taps are in use; end some taps"
                 return False
-            self._taps.forget(number)
+            self._taps.forget(number, stream.tap)
             self._streams[stream] = number
         return True
 
@@ -230,6 +230,7 @@ class Points:
         for stream in self._streams.keys() - streams:
             number = self._streams.pop(stream)
             self._past.setdefault(stream.tap, Counter()).update(self._taps.count(number))
+            self._taps.forget(number)
             self._stream_pool.free.append(number)
         for hook, places in self._places.items():
             used = {attached.filters for source, attached in self._attached.items() if source.hook is hook}

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -34,7 +35,12 @@ MOST_STREAMS = _SIZES["TAP_STREAMS"]
 _COUNT = record("tap_count", TAP_OBJECT)
 _POINT = record("tap_point", TAP_OBJECT)
 _ENDPOINT = record("endpoint", TAP_OBJECT)
+_DELIVERY = record("tap_delivery", TAP_OBJECT)
+_NAME_BYTES = 64
 _SECOND = 1_000_000_000
+
+PINNED = ("tap_counts", "tap_streams", "tap_deliveries")
+"""Maps that outlive a killed probe: counters and notes, no programs and no packets."""
 
 
 class Order(NamedTuple):
@@ -88,19 +94,41 @@ def _endpoint(address: str, port: int) -> bytes:
     return bytes(end.tobytes())
 
 
+class Note(NamedTuple):
+    """How far the delivery of a tap has come, as packets but for `sent_bytes`."""
+
+    tap: str
+    confirmed: int = 0
+    unconfirmed: int = 0
+    sent_bytes: int = 0
+    reconnects: int = 0
+
+
+def _name(value: bytes) -> str:
+    return value.partition(b"\0")[0].decode(errors="replace")
+
+
 class Taps:
     """All taps of a host, which is a network namespace (None: the probe's own).
 
-    `handle`: of classic filters, where the kernel has no TCX.
+    `handle`: of classic filters, where the kernel has no TCX. `pins`: a directory for the counters and notes
+    that are to be there after a `kill -9`.
     """
 
     def __init__(
-        self, config: TapConfig, netns: Path | None = None, attach: Attach = "auto", handle: int = 1
+        self,
+        config: TapConfig,
+        netns: Path | None = None,
+        *,
+        attach: Attach = "auto",
+        handle: int = 1,
+        pins: Path | None = None,
     ) -> None:
         self._config = config
         self._netns = netns
         self._attach = attach
         self._handle = handle
+        self._pins = pins
         self._object = Object(TAP_OBJECT)
         self._rings: dict[int, Rings] = {}
         self._links: dict[tuple[str, int], list[int]] = {}
@@ -125,6 +153,8 @@ class Taps:
         inode = (self._netns or OWN).stat().st_ino
         holds = features.programs_hold_irqs()
         self._object.set_tunables(struct.pack("<QIIII", known, inode, size - 1, config.enterprise, holds))
+        if self._pins:
+            self._object.pin_maps(self._pins, PINNED)
         like = create(size, possible_cpus())
         try:
             self._object.set_inner("rings", like)
@@ -144,6 +174,8 @@ class Taps:
         if self._wakes:
             self._wakes.close()
         self._object.close()
+        if self._pins:
+            unpin(self._pins)
         for rings in self._rings.values():
             rings.close()
         self._rings.clear()
@@ -255,10 +287,36 @@ class Taps:
         rows: Any = np.frombuffer(value, _COUNT)
         return {name: int(rows[name].sum()) for name in _COUNT.names or ()}
 
-    def forget(self, stream: int) -> None:
-        """Count a stream from zero: it is another order's from now on."""
-        counts = self.map("tap_counts")
-        counts.update(stream.to_bytes(4, "little"), bytes(counts.value_size * counts.cpus))
+    def forget(self, stream: int, tap: str = "") -> None:
+        """Count a stream from zero: it is this tap's from now on."""
+        key, counts = stream.to_bytes(4, "little"), self.map("tap_counts")
+        counts.update(key, bytes(counts.value_size * counts.cpus))
+        self.map("tap_streams").update(key, tap.encode().ljust(_NAME_BYTES, b"\0")[:_NAME_BYTES])
+
+    def note(self, destination: int, note: Note | None) -> None:
+        """Write down how far a tap's delivery has come; None: it is over."""
+        told = np.zeros(1, _DELIVERY)[0]
+        if note:
+            name = note.tap.encode().ljust(_NAME_BYTES, b"\0")[:_NAME_BYTES]
+            told["tap"] = np.void(name)
+            for field in Note._fields[1:]:
+                told[field] = getattr(note, field)
+        self.map("tap_deliveries").update(destination.to_bytes(4, "little"), bytes(told.tobytes()))
+
+    def remains(self) -> list[tuple[Note, Counter[str]]]:
+        """What is written down of each delivery, and what was counted for its tap."""
+        names, counts = self.map("tap_streams"), dict[str, Counter[str]]()
+        for stream in range(MOST_STREAMS):
+            if tap := _name(names.lookup(stream.to_bytes(4, "little")) or b""):
+                counts.setdefault(tap, Counter()).update(self.count(stream))
+        found = []
+        for number in range(_SIZES["TAP_DESTINATIONS"]):
+            value = self.map("tap_deliveries").lookup(number.to_bytes(4, "little")) or b""
+            told = np.frombuffer(value, _DELIVERY)[0]
+            if tap := _name(bytes(told["tap"])):
+                note = Note(tap, *(int(told[field]) for field in Note._fields[1:]))
+                found.append((note, counts.pop(tap, Counter())))
+        return found
 
     # -- hooks -----------------------------------------------------------------------------------------------
 
@@ -304,3 +362,9 @@ def remove_filters(netns: Path | None, handle: int) -> None:
     with inside(netns):
         for ifindex, _ in socket.if_nameindex():
             attach.remove_clsact_filters(ifindex, handle)
+
+
+def unpin(pins: Path) -> None:
+    """Let go of what is to outlive a killed probe alone."""
+    for name in PINNED:
+        (pins / name).unlink(missing_ok=True)

@@ -76,6 +76,36 @@ struct {
 	__type(value, struct tap_count);
 } tap_counts SEC(".maps");
 
+/*
+ * User space's notes, which programs do not read: with the counters they are pinned, so that a probe that is
+ * killed leaves word of what it copied, and how far it came with that.
+ */
+struct tap_stream {
+	char tap[64];
+};
+
+struct tap_delivery {
+	char tap[64];
+	__u64 confirmed;
+	__u64 unconfirmed;
+	__u64 sent_bytes;
+	__u64 reconnects;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TAP_STREAMS);
+	__type(key, __u32);
+	__type(value, struct tap_stream);
+} tap_streams SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TAP_DESTINATIONS);
+	__type(key, __u32);
+	__type(value, struct tap_delivery);
+} tap_deliveries SEC(".maps");
+
 /* A destination's rings: an element per CPU, its size chosen before loading. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
