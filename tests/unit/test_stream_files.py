@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eastwest.collector import files as files_module
 from eastwest.collector.files import Files, mend
 from eastwest.collector.streamconfig import StreamsConfig
 from eastwest.errors import ConfigError
@@ -135,6 +136,17 @@ def test_limits_take_the_oldest_first(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*.pcapng")) == paths[2:]
     assert not old.parent.exists()
     assert made.removed == 3
+
+
+def test_not_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small they are."""
+    monkeypatch.setattr(files_module, "MOST_FILES", 3)
+    made = files(tmp_path)
+    paths = [write(made, host=f"h{n}") for n in range(5)]
+    for n, path in enumerate(paths):
+        os.utime(path, (n, time.time() - 1000 + n))
+    made.keep_limits()
+    assert sorted(tmp_path.rglob("*.pcapng")) == paths[2:]
 
 
 def test_limits_leave_what_is_being_written(tmp_path: Path) -> None:

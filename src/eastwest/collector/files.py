@@ -27,6 +27,8 @@ _PLAIN = re.compile("[^A-Za-z0-9_-]")
 _LONGEST_NAME = 100
 _MEND_BYTES = 1 << 20
 _DAY = 86400.0
+MOST_FILES = 50_000
+"""Of all taps: a stream that comes and goes makes one each time."""
 _ROOMY_BYTES = 2 << 20
 
 
@@ -126,10 +128,10 @@ class Files:
         with self._lock:
             writing = dict(self._writing)
         found = sorted(self._found())
-        total = sum(size for _, size, _ in found)
+        total, count = sum(size for _, size, _ in found), len(found)
         oldest = time.time() - self._config.retention_days * _DAY
         for changed, size, path in found:
-            if changed >= oldest and total <= self._config.retention_bytes:
+            if changed >= oldest and total <= self._config.retention_bytes and count <= MOST_FILES:
                 break
             if path in writing:
                 # Its stream begins another with its next packets; then this one can go.
@@ -137,7 +139,7 @@ class Files:
                 continue
             with self._lock, suppress(OSError):
                 path.unlink()
-                total -= size
+                total, count = total - size, count - 1
                 self.removed += 1
                 path.parent.rmdir()
 

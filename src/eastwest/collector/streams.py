@@ -276,16 +276,17 @@ class Streams:
             before[1].cancel()  # its probe has given it up
         self._running[place] = intake, task
         try:
-            await intake.run()
-        except Malformed as error:
-            self._refuse("malformed", f"{intake.header.host}, tap {intake.order.name}: {error}")
+            try:
+                await intake.run()
+            except Malformed as error:
+                self._refuse("malformed", f"{intake.header.host}, tap {intake.order.name}: {error}")
+            await _last(wire, intake.answer())
         except asyncio.CancelledError:
             intake.answer_now()
             raise
         finally:
             if self._running.get(place, before) == (intake, task):
                 del self._running[place]
-        await _last(wire, intake.answer())
 
     # -- what goes on all the time ---------------------------------------------------------------------------
 
