@@ -348,7 +348,7 @@ async def test_many_interfaces_and_other_blocks(tmp_path: Path) -> None:
 @in_loop
 async def test_endpoints_are_told(tmp_path: Path) -> None:
     """Probes learn where our connections end: addresses, no wildcards."""
-    async with site(tmp_path, listen="0.0.0.0:0") as place:
+    async with site(tmp_path, listen="0.0.0.0:0", advertise="127.0.0.1:9") as place:
         bucket = place.bus.bucket("eastwest-endpoints")
         found: list[str] = []
 
@@ -359,6 +359,7 @@ async def test_endpoints_are_told(tmp_path: Path) -> None:
             return False
 
         await until(told)
-        port = place.streams.to.rpartition(":")[2]
+        assert place.streams.to == "127.0.0.1:9"
+        (port,) = {address.rpartition(":")[2] for address in found}
         assert f"127.0.0.1:{port}" in found
         assert all(address.endswith(f":{port}") and "0.0.0.0" not in address for address in found)

@@ -73,6 +73,8 @@ def _place_streams(document: Document) -> None:
         _over(document, "streams", path=Path(str(state)) / "captures")
     host, _, port = str(_section(document, "server").get("listen", "")).rpartition(":")
     if "listen" not in streams and host and re.fullmatch("[0-9]{1,5}", port) and int(port) < 65535:
+        # Every address is none that probes could be told.
+        host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
         _over(document, "streams", listen=f"{host}:{int(port) + 1 if int(port) else 0}")
 
 

@@ -48,7 +48,12 @@ class StreamsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     relay: list[RelayConfig] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        address("streams.listen", self.listen)
+        host, _ = address("streams.listen", self.listen)
+        if ipaddress.ip_address(host).is_unspecified and not self.advertise:
+            raise ConfigError(
+                f"streams.listen = '{self.listen}' is no address that probes could connect to",
+                "say in streams.advertise by which HOST:PORT they reach it",
+            )
         if self.pcap_over_ip:
             address("streams.pcap_over_ip", self.pcap_over_ip)
         if self.advertise:
