@@ -106,8 +106,8 @@ def summary(outcome: Outcome) -> list[str]:
     """Where every packet that the tap matched is."""
     counts, ledger = outcome.counts, outcome.ledger
     lines = [
-        f"{what(counts.written, 'packet', 'packets')} of {octets(counts.written_bytes)} written "
-        f"({octets(counts.file_bytes)} of pcapng) in {outcome.seconds:.1f} s"
+        f"{what(counts.written, 'packet', 'packets')} written in {outcome.seconds:.1f} s: "
+        f"{octets(counts.written_bytes)} on the wire, {octets(counts.file_bytes)} of pcapng"
     ]
     if ledger is None:
         return [*lines, "how many were matched is not known: the server does not answer"]

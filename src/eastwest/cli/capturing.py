@@ -17,12 +17,14 @@ import httpx
 from eastwest.cli.client import decoded, headers, transport, unreachable
 from eastwest.cli.output import Output
 from eastwest.cli.render import Row, printable
+from eastwest.cli.units import octets
 from eastwest.errors import RefusedError
 from eastwest.kernel.blocks import ALL, Stop, Walk, Walker
 
-LEASE_SECONDS = 15
-RENEW_SECONDS = 4.0
+LEASE_SECONDS = 10
+RENEW_SECONDS = 3.0
 WATCH_SECONDS = 0.5
+TAKE_SECONDS = 3.0
 DRAIN_SECONDS = 10.0
 SETTLE_SECONDS = 5.0
 _RETRY_SECONDS = 0.1
@@ -217,6 +219,9 @@ class Capture:
         self._status: Row = {"hosts": [], "matched": 0, "lost": {}}
         self._deadline: asyncio.Timeout | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._writing: asyncio.Timeout | None = None
+        self._last_word: float | None = None
+        """Until when the reader of the output may take what is left."""
 
     async def run(self, output: Output) -> Outcome:
         """Until it is enough, or told to end. Raises RefusedError where nothing could be captured."""
@@ -245,10 +250,6 @@ class Capture:
                 await self._read(output)
         except TimeoutError:
             self._say(f"what is under way did not come within {DRAIN_SECONDS:g} s")
-        except RefusedError as error:
-            if not self._counts.got:
-                raise
-            self.end(str(error), failed=True)
         finally:
             self._deadline = None
 
@@ -265,9 +266,13 @@ class Capture:
             self._stop()
 
     def _stop(self) -> None:
+        now = asyncio.get_running_loop().time()
         if self._deadline is not None:
             self._ending = asyncio.create_task(self._tap.remove())
-            self._deadline.reschedule(asyncio.get_running_loop().time() + DRAIN_SECONDS)
+            self._deadline.reschedule(now + DRAIN_SECONDS)
+        self._last_word = now + TAKE_SECONDS
+        if self._writing is not None:
+            self._writing.reschedule(self._last_word)
 
     def _listen_to_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -286,15 +291,20 @@ class Capture:
 
     async def _read(self, output: Output) -> None:
         gone = False
-        async for chunk in self._tap.packets():
-            taken = self._cut.take(chunk)
-            self._counts.beyond += taken.beyond
-            if gone:
-                self._counts.untaken += taken.packets
-            elif taken.data:
-                gone = not await self._write(output, taken)
-            if self._cut.full:
-                self.end("enough")
+        try:
+            async for chunk in self._tap.packets():
+                taken = self._cut.take(chunk)
+                self._counts.beyond += taken.beyond
+                if gone:
+                    self._counts.untaken += taken.packets
+                elif taken.data:
+                    gone = not await self._write(output, taken)
+                if self._cut.full:
+                    self.end("enough")
+        except RefusedError as error:
+            if not self._counts.got:
+                raise
+            self.end(str(error), failed=True)
         if not self._why:
             self.end("the tap was removed by somebody else, or has expired", failed=True)
 
@@ -303,13 +313,18 @@ class Capture:
         counts = self._counts
         counts.untaken += taken.packets  # until all of them are written
         try:
-            await output.write(taken.data)
+            async with asyncio.timeout_at(self._last_word) as self._writing:
+                await output.write(taken.data)
+        except TimeoutError:
+            return False  # it does not read: the rest is only counted
         except BrokenPipeError:
             self.end("nobody reads the output any more", failed=True)
             return False
         except RefusedError as error:
             self.end(str(error), failed=True)
             return False
+        finally:
+            self._writing = None
         counts.untaken -= taken.packets
         counts.written += taken.packets
         counts.written_bytes += taken.bytes
@@ -361,4 +376,5 @@ def progress(counts: Counts, status: Row, seconds: float) -> str:
     lost = sum(status["lost"].values())
     clock = f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
     matched = max(status["matched"], counts.got)
-    return f"{clock}  {what(counts.written, 'packet', 'packets')} written, {matched:,} matched, {lost:,} lost"
+    written = f"{what(counts.written, 'packet', 'packets')}, {octets(counts.file_bytes)} written"
+    return f"{clock}  {written}; {matched:,} matched, {lost:,} lost"
