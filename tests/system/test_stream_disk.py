@@ -186,6 +186,10 @@ async def test_a_killed_server(tmp_path: Path) -> None:
             assert found == list(range(len(found)))
             assert len(found) >= confirmed > 0
             assert packets(*files) == len(found)
+            async with httpx.AsyncClient(trust_env=False) as client:
+                page = (await client.get(f"http://{api}/metrics")).text
+            assert "eastwest_streams_up 1.0" in page
+            assert "eastwest_streams_packets_total 0.0" in page
         finally:
             process.terminate()
             assert process.wait(60) == 0

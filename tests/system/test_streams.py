@@ -141,6 +141,8 @@ async def test_a_slow_reader_loses_its_own_packets_only(tmp_path: Path) -> None:
             assert (quick.packets, quick.lost) == (200, 0)
             assert slow.lost > 100
             assert slow.packets + slow.lost == 200
+            totals = place.streams.totals()
+            assert (totals.packets, totals.lost) == (200, {"api": slow.lost})
         assert [p.data[14:22] for p in all_of_it.packets] == [struct.pack("=Q", n) for n in range(200)]
         assert len(some.packets) == slow.packets
         assert packets(*place.files()) == 200
@@ -303,6 +305,25 @@ async def test_a_tap_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             assert (await sender.reader.read())[-8:] == struct.pack("<Q", 10)
         async with place.sender() as late:
             assert await late.reader.read() == REFUSED
+
+
+@in_loop
+async def test_counts_are_bounded_and_never_fall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of hosts that come and go only some are told of; the totals hold all."""
+    monkeypatch.setattr(streams, "MOST_COUNTS", 3)
+    async with site(tmp_path) as place:
+        await place.tap()
+        for n in range(9):
+            async with place.sender(host=f"h{n}") as sender:
+                await sender.send(PORT, *numbered(n, 2))
+                assert await sender.end() == 2
+
+        async def bounded() -> bool:
+            return len(place.streams.status()) <= 3
+
+        await until(bounded)
+        totals = place.streams.totals()
+        assert (totals.packets, totals.files, totals.connected, totals.refused) == (18, 9, 0, {})
 
 
 @in_loop

@@ -50,19 +50,20 @@ async def _server(settings: "Settings") -> None:
     from eastwest.watch.routes import router
     from eastwest.watch.watcher import Watcher
 
+    page = settings.export.prometheus
     async with (
         Bus(settings.bus) as bus,
         Store(settings.store) as store,
         Exporter(settings.export.ipfix, store) as exporter,
         Collector(settings.collector, bus, store, exporter.offer) as collector,
+        Streams(settings.streams, bus) as streams,
         Metrics(
-            settings.export.prometheus, bus, store, lambda: collector.status, lambda: exporter.status
+            page, bus, store, lambda: collector.status, lambda: exporter.status, streams=streams.totals
         ) as metrics,
         Fleet(bus) as fleet,
         Watcher(
             settings.alerts, bus, store, fleet, watches=settings.watch, detect=settings.detect
         ) as watcher,
-        Streams(settings.streams, bus) as streams,
         Manager(
             settings.server,
             bus,

@@ -5,7 +5,7 @@ Who reads slowly loses packets of their own, counted, and keeps nobody waiting: 
 
 import asyncio
 from array import array
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -31,8 +31,10 @@ class _Chunk(NamedTuple):
 class Hub:
     """Gives the interfaces of all streams of a tap numbers in one section, and packets to every reader."""
 
-    def __init__(self, tap: str, reader_bytes: int) -> None:
+    def __init__(self, tap: str, reader_bytes: int, lost: Counter[str]) -> None:
         self.tap = tap
+        self.lost = lost
+        """kind of reader → packets, of all taps."""
         self.generation = 0
         """Numbers given are good for one section; with the next, all are given anew."""
         self.interfaces: list[bytes] = []
@@ -142,7 +144,7 @@ class Subscription:
         """Begin anew, with a section; what waits follows, if it is still of that section, or else is lost."""
         waiting = [chunk for chunk in self._queue if chunk.packets]
         if self._generation != self._hub.generation:
-            self.lost += sum(chunk.packets for chunk in waiting)
+            self._lose(sum(chunk.packets for chunk in waiting))
             waiting = []
         self._queue.clear()
         self._queued = self._told = 0
@@ -171,10 +173,14 @@ class Subscription:
     def offer(self, data: bytes, packets: int) -> None:
         """Take it if there is room."""
         if self._queued + len(data) > self._room:
-            self.lost += packets
+            self._lose(packets)
             return
         self._announce()
         self._put(_Chunk(data, packets))
+
+    def _lose(self, packets: int) -> None:
+        self.lost += packets
+        self._hub.lost[self.kind] += packets
 
     def end(self) -> None:
         self._ended = True
@@ -212,7 +218,7 @@ class Subscription:
     def give_back(self) -> None:
         """What was handed out last did not get through whole: its packets are lost."""
         self.packets -= self._last
-        self.lost += self._last
+        self._lose(self._last)
         self._last = 0
 
     async def __aenter__(self) -> Self:

@@ -54,6 +54,13 @@ class Counts(msgspec.Struct):
     lost: dict[str, int] = msgspec.field(default_factory=dict)
     """place → packets of these: `disk`, handed on but not stored."""
 
+    def add(self, other: "Counts") -> None:
+        self.packets += other.packets
+        self.bytes += other.bytes
+        self.files += other.files
+        for place, lost in other.lost.items():
+            self.lost[place] = self.lost.get(place, 0) + lost
+
 
 class Shared:
     """What all streams of a collector use: its files, the threads that write them, and memory to read into.

@@ -73,6 +73,21 @@ class ReaderStatus(msgspec.Struct, frozen=True):
     """Packets that came while as many waited for this reader as may."""
 
 
+class StreamsTotals(msgspec.Struct, frozen=True):
+    """What the collector did with streams since it started; counters never fall."""
+
+    connected: int
+    readers: int
+    packets: int
+    bytes: int
+    files: int
+    lost: dict[str, int]
+    """place → packets: `disk`, or a kind of reader who had no room."""
+    refused: dict[str, int]
+    up: bool
+    """Whether there is no problem."""
+
+
 class Streams:
     """Takes streams while it is entered."""
 
@@ -94,6 +109,9 @@ class Streams:
         """With the time until which they need no order."""
         self._over: dict[asyncio.Task[None], float] = {}
         self._refused: Counter[str] = Counter()
+        self._not_read: Counter[str] = Counter()
+        self._past = Counts()
+        """What came of taps and hosts that nothing more is kept of."""
         self._work = Background()
         self._entered = AsyncExitStack()
         self._disk = ThreadPoolExecutor(_THREADS, "captures")
@@ -165,6 +183,22 @@ class Streams:
     def pcap_over_ip(self) -> dict[str, str]:
         """tap → ADDRESS:PORT where its packets are for whoever connects, if that is switched on."""
         return self._outlets.addresses()
+
+    def totals(self) -> StreamsTotals:
+        """Of everything since the collector started."""
+        sums = Counts()
+        for counts in (self._past, *self._counts.values()):
+            sums.add(counts)
+        return StreamsTotals(
+            connected=len(self._running),
+            readers=sum(len(hub.readers) for hub, _ in self._hubs.values()),
+            packets=sums.packets,
+            bytes=sums.bytes,
+            files=sums.files,
+            lost=sums.lost | self._not_read,
+            refused=dict(self._refused),
+            up=not self.problems(),
+        )
 
     def refused(self) -> dict[str, int]:
         """why → connections that were refused, or ended, by the collector."""
@@ -292,7 +326,7 @@ class Streams:
 
     def _hub(self, tap: str) -> Hub:
         known = self._orders.get(tap) is not None
-        hub = self._hubs[tap][0] if tap in self._hubs else Hub(tap, self._config.reader_bytes)
+        hub = self._hubs[tap][0] if tap in self._hubs else Hub(tap, self._config.reader_bytes, self._not_read)
         # A reader may know of a tap before we do.
         self._hubs[tap] = hub, time.monotonic() + (0 if known else OPENING_SECONDS)
         return hub
@@ -315,7 +349,7 @@ class Streams:
             for place in [place for place in self._counts if place not in self._running]:
                 if len(self._counts) <= MOST_COUNTS:
                     break
-                del self._counts[place]
+                self._past.add(self._counts.pop(place))
 
     def _heed_order(self, intake: Intake, task: asyncio.Task[None], now: float) -> None:
         order = self._orders.get(intake.order.name)

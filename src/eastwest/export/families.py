@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from eastwest.bus.stream import Depth
 from eastwest.collector.collector import CollectorStatus
+from eastwest.collector.streams import StreamsTotals
 from eastwest.export.exporter import ExporterStatus
 from eastwest.export.shares import Group
 from eastwest.manager.fleet import Member
@@ -180,6 +181,30 @@ def stream(found: Depth | None) -> list[Metric]:
     return [
         _one("stream_messages", "Messages that wait to be stored.", found.messages if found else None),
         _one("stream_bytes", "Their size in the stream.", found.bytes if found else None),
+    ]
+
+
+def streams(found: StreamsTotals) -> list[Metric]:
+    """What came of taps, and what became of it, since the server started."""
+    return [
+        _one("streams_connected", "Streams of packets that are connected now.", found.connected),
+        _one("streams_readers", "Those who read a tap now, or get it handed on.", found.readers),
+        _sum("streams_packets", "Packets that came.", found.packets),
+        _sum("streams_bytes", "Bytes of these as on the wire, link header included.", found.bytes),
+        _sum("streams_files", "Files that were begun.", found.files),
+        counter(
+            "streams_lost_packets",
+            "Packets that were not stored (disk), or for which a reader had no room, by kind of reader.",
+            ("place",),
+            {(place,): n for place, n in found.lost.items()},
+        ),
+        counter(
+            "streams_refused",
+            "Connections that were refused or ended.",
+            ("reason",),
+            {(reason,): n for reason, n in found.refused.items()},
+        ),
+        _one("streams_up", "0 while packets cannot be taken or kept; the API's health says why.", found.up),
     ]
 
 

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector as Source
 from eastwest.bus.client import Bus
 from eastwest.bus.stream import Depth, depth
 from eastwest.collector.collector import CollectorStatus
+from eastwest.collector.streams import StreamsTotals
 from eastwest.export import families
 from eastwest.export.config import PrometheusConfig
 from eastwest.export.exporter import ExporterStatus
@@ -31,7 +32,7 @@ _WAIT_SECONDS = 1.0
 
 
 class Metrics:
-    """Writes the page while it is entered. `collector`, `exporter`: the status of those in this process."""
+    """Writes the page while it is entered. `collector`, `exporter`, `streams`: those in this process."""
 
     def __init__(
         self,
@@ -40,10 +41,13 @@ class Metrics:
         store: Store,
         collector: Callable[[], CollectorStatus],
         exporter: Callable[[], ExporterStatus | None],
+        *,
+        streams: Callable[[], StreamsTotals] | None = None,
     ) -> None:
         self._bus = bus
         self._collector = collector
         self._exporter = exporter
+        self._streams = streams
         self._figures = Latest(store.figures)
         self._depth: Latest[Depth] = Latest(lambda: depth(bus))
         self._services = Shares(config.services)
@@ -86,6 +90,7 @@ class Metrics:
             ),
             *families.collected(self._collector()),
             *families.exported(self._exporter()),
+            *(families.streams(self._streams()) if self._streams else ()),
             *families.engines(self._bus.connected, self._figures.problem is None, age),
             *families.stream(self._depth.current),
         ]
