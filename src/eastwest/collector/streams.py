@@ -165,6 +165,10 @@ class Streams:
         """
         return self._hub(tap).subscribe(kind)
 
+    def own(self, name: str, place: tuple[str, int]) -> None:
+        """Tell the probes of another place, host and port, where packets that were copied go through."""
+        self._endpoints.set(name, place)
+
     def status(self) -> list[StreamStatus]:
         """Every tap and host of which something came since the collector started."""
         return [

@@ -85,6 +85,7 @@ class Manager:
             problems=lambda: [*self._orders.problems, *problems()],
         )
         self._taps = TapOrders(bus)
+        self._streams = streams
         self._routers = (
             suspect_routes(SuspectDesk(self._orders, fleet, store)),
             tap_routes(TapDesk(self._taps, fleet, store, streams)),
@@ -97,6 +98,9 @@ class Manager:
     async def __aenter__(self) -> Self:
         token, write_token = token_of(self._config), _read(self._config.write_token_file)
         self._socket = _listen(self._address)
+        if self._streams:
+            # Whoever reads a tap through the API must not be copied reading.
+            self._streams.own("api", self._socket.getsockname()[:2])
         app = create_app(self._backend, self._routers)
         guard = Guard(app, token, _LOCAL_NAMES | {self._address[0]}, write_token)
         self._server = _Server(
