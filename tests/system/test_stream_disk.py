@@ -181,6 +181,11 @@ async def test_a_killed_server(tmp_path: Path) -> None:
         confirmed = await _kill_under_traffic(config, api, to)
         process = await _started(config, api)
         try:
+
+            async def mended() -> bool:
+                return not any((tmp_path / "captures" / ".open").iterdir())
+
+            await until(mended)
             files = sorted((tmp_path / "captures" / "web").glob("*.pcapng"))
             found = [number for file in files for number in numbers(file)]
             assert found == list(range(len(found)))

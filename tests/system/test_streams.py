@@ -176,6 +176,7 @@ async def test_the_reconnected_probe_takes_over(tmp_path: Path) -> None:
         ("garbage", b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"),
         ("no host", pcapng.section(pcapng.option(1, b'{"tap":"web"}'))),
         ("no comment", pcapng.section()),
+        ("no name", pcapng.section(pcapng.option(1, b'{"host": "a\\nb", "tap": "web"}'))),
         ("deep", pcapng.section(pcapng.option(1, b"[" * 5000))),
         ("too long", pcapng.section(pcapng.option(1, b" " * 9000))),
         ("another order", pcapng.section(magic=0x4D3C2B1A)),
@@ -194,6 +195,24 @@ async def test_what_is_no_stream(tmp_path: Path, name: str, sent: bytes) -> None
                 assert await hostile.reader.read() == b""
             await place.refused("malformed")
             assert await sound.end() == 5
+
+
+@in_loop
+async def test_a_probe_that_dies(tmp_path: Path) -> None:
+    """In the middle of a block: what is whole is kept, and its file is closed."""
+    async with site(tmp_path) as place:
+        await place.tap()
+        async with place.sender() as sender:
+            await sender.send(PORT, *numbered(0, 5), numbered(5, 1)[0][:-4])
+            await sender.until_confirmed(5)
+            sender.writer.close()
+
+            async def closed() -> bool:
+                return not place.status().connected and not any((place.path / ".open").iterdir())
+
+            await until(closed)
+        (file,) = place.files()
+        assert packets(file) == 5
 
 
 @in_loop

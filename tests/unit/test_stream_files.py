@@ -20,6 +20,7 @@ DAY = 86400.0
 def files(path: Path, **settings: float) -> Files:
     made = Files(StreamsConfig(**{"path": path, "min_free_bytes": 0} | settings))  # type: ignore[arg-type]
     made.prepare()
+    made.mend()
     return made
 
 

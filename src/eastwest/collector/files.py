@@ -40,6 +40,7 @@ class Files:
         self._marks = config.path / _OPEN
         self._lock = threading.Lock()
         self._writing: dict[Path, Recording] = {}
+        self._left: list[Path] = []
         self.problem = ""
         """Why nothing is stored now, with the remedy."""
         self._roomy = True
@@ -47,19 +48,28 @@ class Files:
         """Files that were deleted to keep within the limits."""
 
     def prepare(self) -> None:
-        """Make the directory, and mend what a crash left cut. Raises ConfigError."""
+        """Make the directory, and see what a crash has left. Raises ConfigError."""
         try:
             self._marks.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for mark in sorted(self._marks.iterdir()):
-                tap, _, name = mark.name.partition(",")
-                with suppress(FileNotFoundError):
-                    mend(self._config.path / tap / f"{name}{_SUFFIX}")
-                mark.unlink()
+            self._left = sorted(self._marks.iterdir())
         except OSError as error:
             raise ConfigError(
                 f"cannot write {self._config.path}: {error.strerror}",
                 "give [streams] path a directory that this user can write",
             ) from None
+
+    def mend(self) -> None:
+        """Cut the files that a crash has left after their last whole block; this reads each of them."""
+        for mark in self._left:
+            tap, _, name = mark.name.partition(",")
+            path = self._config.path / tap / f"{name}{_SUFFIX}"
+            try:
+                if path.exists():
+                    mend(path)
+                mark.unlink()
+            except OSError as error:
+                log.warning("cannot mend %s, which was cut by a crash: %s", path, error.strerror)
+        self._left = []
 
     def recording(self, tap: str, host: str) -> "Recording":
         """What takes the packets of one stream. `tap` must be a plain name."""

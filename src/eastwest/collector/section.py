@@ -52,8 +52,8 @@ def header(block: Buffer) -> Header:
         told = msgspec.json.decode(found.get(_COMMENT, b""), type=_Told)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Malformed("a section header that does not say host and tap") from None
-    if not told.host or len(told.host) > 255:
-        raise Malformed("a host whose name is empty or too long")
+    if not told.host or len(told.host) > 255 or not told.host.isprintable():
+        raise Malformed("a host whose name is empty, too long or not printable")
     texts = {code: found[code] for code in sorted(_SECTION_TEXTS & set(found))}
     return Header(told.host, told.tap, found.get(_SECRET, b"")[4:], _section(texts))
 

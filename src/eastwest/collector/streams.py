@@ -364,8 +364,10 @@ class Streams:
             task.cancel()
 
     async def _keep_limits(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._disk, self._files.mend)
         while True:
-            await asyncio.get_running_loop().run_in_executor(self._disk, self._files.keep_limits)
+            await loop.run_in_executor(self._disk, self._files.keep_limits)
             await asyncio.sleep(_LIMITS_SECONDS)
 
 
