@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from eastwest.probe import tap
 from eastwest.probe import taps as standing
 from eastwest.tap.config import TapConfig
 from tests.conftest import Workload, run
@@ -240,5 +241,76 @@ def test_sixteen_taps_fit_at_one_port(netns: Path, cgroup: Path, tmp_path: Path)
                 await desk.becomes(lambda answer: not any(point.problem for point in answer.points))
                 one.send(9, port=116)
                 assert (await desk.point("t16")).matched == 9
+
+    with_server(tmp_path, test)
+
+
+def test_ports_that_are_gone_do_not_crowd_a_stream(
+    netns: Path, cgroup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new stream tells of those that are there alone; no packet is lost between the two."""
+    monkeypatch.setattr(tap, "_MANY_INTERFACES", 4)
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with site(server, state, netns=netns, cgroup_root=cgroup) as (h, desk):
+            with Workload(netns) as one, Receiver() as receiver:
+                await h.knows(one.name)
+                await desk.order("all", receiver.to, selector="kind=netns")
+                await desk.copying("all")
+                for n in range(6):
+                    with Workload(netns) as brief:
+                        await desk.copying("all", 2)
+                        brief.send(10)
+                        one.send(n + 1)
+                    await desk.copying("all")
+                await holds(lambda: sum(stream.count for stream in receiver.streams) == 81)
+                await desk.take_back("all")
+                point, stream = await desk.over("all")
+            assert (point.matched, point.lost, stream.confirmed, stream.lost) == (81, {}, 81, {})
+            first, second = receiver.streams
+            assert first.ended
+            assert second.ended
+            assert [len(stream.sections[0].interfaces) for stream in (first, second)] == [5, 3]
+
+    with_server(tmp_path, test)
+
+
+def test_an_order_given_anew_is_another_stream(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """The same name with another key: the old stream ends before the new one begins; counts are summed up."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with site(server, state, netns=netns, cgroup_root=cgroup) as (h, desk):
+            with Workload(netns) as one, Receiver() as receiver:
+                await h.knows(one.name)
+                for n, key in enumerate(("first", "second"), 1):
+                    await desk.order("web", receiver.to, selector="kind=netns", key=key)
+                    await holds(lambda n=n: len(receiver.streams) == n)
+                    await desk.copying("web")
+                    one.send(10 * n)
+                    await holds(lambda n=n: receiver.streams[n - 1].count == 10 * n)
+                assert receiver.streams[0].ended
+                keys = [stream.sections[0].options[19372][4:] for stream in receiver.streams]
+                assert keys == [b"first", b"second"]
+                await desk.take_back("web")
+                point, stream = await desk.over("web")
+            assert (point.matched, stream.confirmed, stream.lost) == (30, 30, {})
+
+    with_server(tmp_path, test)
+
+
+def test_a_probe_that_is_stopped_delivers_what_it_has(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """Its hooks go first; then what is in the buffers arrives, and the end of it."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        before = loaded()
+        with Workload(netns) as one, Receiver() as receiver:
+            async with site(server, state, netns=netns, cgroup_root=cgroup) as (h, desk):
+                await h.knows(one.name)
+                await desk.order("web", receiver.to, selector="kind=netns")
+                await desk.copying("web")
+                one.send(2000)
+            assert receiver.streams[0].count == 2000
+            await holds(lambda: receiver.streams[0].ended)
+            assert loaded() == before
 
     with_server(tmp_path, test)

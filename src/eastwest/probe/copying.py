@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -249,7 +250,8 @@ class Copying:
         """Copy nothing any more, and deliver what there is, if that is soon done."""
         async with self.lock:
             if self._points:
-                await whole(self._points.apply, {}, {})
+                with suppress(KernelError):  # what is closed copies nothing either
+                    await whole(self._points.apply, {}, {})
             leaving = {running.number for running in self._draining}
             for number, running in self._running.items():
                 if number not in leaving:

@@ -29,6 +29,9 @@ from eastwest.tap.reading import Hook
 
 log = logging.getLogger(__name__)
 
+_MOST_SHOWN = 50
+"""Problems in the host's report; the answer has all."""
+
 _LOOK_SECONDS = 1.0
 _GATHER_SECONDS = 0.02
 _LINGER_SECONDS = 10.0
@@ -252,8 +255,8 @@ class StandingTaps:
     @property
     def problems(self) -> list[str]:
         waiting = [tap.problem for tap in self._taps.values()]
-        found = [*self._problems.values(), *self._refused.values(), *waiting, *self._copying.problems]
-        return [problem for problem in found if problem]
+        found = [*self._problems.values(), *self._copying.problems, *self._refused.values(), *waiting]
+        return [problem for problem in found if problem][:_MOST_SHOWN]
 
     async def answer(self, _: bytes) -> bytes:
         """What is copied here, as a `TapsAnswer`."""

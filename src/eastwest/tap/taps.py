@@ -131,7 +131,7 @@ class Taps:
         self._pins = pins
         self._object = Object(TAP_OBJECT)
         self._rings: dict[int, Rings] = {}
-        self._links: dict[tuple[str, int], list[int]] = {}
+        self._links: dict[tuple[str, int | str], list[int]] = {}
         self._readers: dict[int, Callable[[], None]] = {}
         self._wakes: RingBuffer | None = None
         self._tai_offset: int | None = None
@@ -169,8 +169,8 @@ class Taps:
         self.set_clock()
 
     def __exit__(self, *_: object) -> None:
-        for kind, number in list(self._links):
-            self._detach(kind, number)
+        for kind, place in list(self._links):
+            self._detach(kind, place)
         if self._wakes:
             self._wakes.close()
         self._object.close()
@@ -334,7 +334,7 @@ class Taps:
     def attach_cgroup(self, path: Path) -> None:
         """Ask about every packet of the sockets at and below a cgroup."""
         directory = attach.open_cgroup(path)
-        links = self._links.setdefault(("cgroup", path.stat().st_ino), [])
+        links = self._links.setdefault(("cgroup", str(path)), [])
         try:
             for kind, point in (("ingress", attach.CGROUP_INGRESS), ("egress", attach.CGROUP_EGRESS)):
                 links.append(attach.link(self.program(f"tap_cgroup_{kind}"), directory, point))
@@ -347,14 +347,15 @@ class Taps:
         self._detach("port", ifindex)
 
     def detach_cgroup(self, path: Path) -> None:
-        self._detach("cgroup", path.stat().st_ino)
+        """There or gone."""
+        self._detach("cgroup", str(path))
 
-    def _detach(self, kind: str, number: int) -> None:
-        for link in self._links.pop((kind, number), []):
+    def _detach(self, kind: str, place: int | str) -> None:
+        for link in self._links.pop((kind, place), []):
             os.close(link)
-        if kind == "port" and not self.tcx:
+        if isinstance(place, int) and not self.tcx:
             with inside(self._netns):
-                attach.remove_clsact_filters(number, self._handle)
+                attach.remove_clsact_filters(place, self._handle)
 
 
 def remove_filters(netns: Path | None, handle: int) -> None:
