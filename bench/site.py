@@ -103,8 +103,10 @@ class Site:
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if any(word.startswith((f"{self.state}/", str(self.config))) for word in words):
-                name = "nats-server" if "nats-server" in words[0] else words[words.index("eastwest") + 1]
-                found[name] = int(cmdline.parent.name)
+                if "nats-server" in words[0]:
+                    found["nats-server"] = int(cmdline.parent.name)
+                elif "eastwest" in words:  # others run for a moment: what a role asks of the system
+                    found[words[words.index("eastwest") + 1]] = int(cmdline.parent.name)
         return found
 
 
