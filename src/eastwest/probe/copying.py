@@ -163,6 +163,7 @@ class Copying:
         opened: dict[Tap, tuple[int, Rings]] = {}
         free = [number for number in range(self.config.most) if number not in self._running]
         for tap, hooks in served.items():
+            tap.retries = False
             try:
                 tap.prepare(hooks)
                 if tap.running is None:
@@ -171,6 +172,7 @@ class Copying:
                     free.pop()
             except (KernelError, RefusedError) as error:
                 # One that cannot be had takes nothing from the others.
+                tap.retries = isinstance(error, KernelError)
                 tap.problem = f"tap '{tap.name}' copies nothing: {error}"
         return opened
 

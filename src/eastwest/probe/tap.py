@@ -10,7 +10,7 @@ import msgspec
 
 from eastwest.bus.address import host_port
 from eastwest.bus.taps import TapOrder
-from eastwest.errors import ConfigError, KernelError, RefusedError
+from eastwest.errors import ConfigError, RefusedError
 from eastwest.labels.selector import Selector
 from eastwest.tap import pcapng
 from eastwest.tap.config import TapConfig
@@ -80,6 +80,8 @@ class Tap:
         self.running: Running | None = None
         self.problem = ""
         """Why it is not carried out here at all."""
+        self.retries = False
+        """Whether that may be over without anybody's doing."""
         self._wanted = Wanted(order.filter, parse(order.payload))
         self._filters: dict[Hook, Filter | RefusedError] = {}
 
@@ -106,16 +108,13 @@ class Tap:
     def prepare(self, hooks: Iterable[Hook]) -> None:
         """Have filters for these kinds of hook, or the reasons why there are none. Blocks; see `compiled`.
 
-        Raises RefusedError where there is none at all.
+        Raises RefusedError where there is none at all, KernelError where libpcap cannot be asked now.
         """
         if self._wanted == _EVERY:
             return
         for hook in hooks:
             if hook not in self._filters:
-                try:
-                    (self._filters[hook],) = compiled([self._wanted], hook)
-                except KernelError as error:
-                    self._filters[hook] = RefusedError(error.what, error.remedy)
+                (self._filters[hook],) = compiled([self._wanted], hook)
         if self.hopeless(hooks):
             self.filter(next(iter(hooks)))
 
@@ -127,7 +126,9 @@ class Tap:
         """None: every packet. Raises RefusedError where there can be none; `prepare` it first."""
         if self._wanted == _EVERY:
             return None
-        found = self._filters[hook]
+        found = self._filters.get(hook)
+        if found is None:
+            raise RefusedError("its filter is not compiled yet", "it is tried again every second")
         if isinstance(found, RefusedError):
             raise found
         return found

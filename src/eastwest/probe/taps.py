@@ -139,7 +139,8 @@ class StandingTaps:
         now = time.time_ns()
         waiting = any(tap.running and tap.running.unused_since for tap in self._taps.values())
         expired = any(0 < tap.order.expires <= now for tap in self._taps.values())
-        return waiting or expired or bool(self._problems.get("kernel"))
+        failed = any(tap.retries for tap in self._taps.values()) or bool(self._problems.get("kernel"))
+        return waiting or expired or failed
 
     async def _reconcile(self) -> None:
         self._expire()

@@ -89,6 +89,8 @@ class Points:
         self._rooted = False
         self._attached: dict[Source, _Attached] = {}
         self._streams: dict[Stream, int] = {}
+        self._shown: dict[Stream, int] = {}
+        """Those at whose sources hooks are attached."""
         self._stream_pool = _Pool(MOST_STREAMS)
         self._places: dict[Hook, dict[tuple[Filter, ...], int]] = {hook: {} for hook in Hook}
         self._place_pools = {hook: _Pool(_PLACES) for hook in Hook}
@@ -116,7 +118,7 @@ class Points:
             self._rooted = False
         self._taps.settle()
         self._forget()
-        self.problems = self._found
+        self.problems, self._shown = self._found, dict(self._streams)
 
     # -- one source ------------------------------------------------------------------------------------------
 
@@ -243,10 +245,10 @@ class Points:
 
     def counts(self) -> Iterator[TapPoint]:
         """What is counted now, and why nothing is where that is so."""
-        for stream, number in list(self._streams.items()):
+        for stream, number in self._shown.items():
             yield _point(stream, self._taps.count(number), self.problems.get(stream, ""))
         for stream, problem in self.problems.items():
-            if stream not in self._streams:
+            if stream not in self._shown:
                 yield _point(stream, Counter(), problem)
 
 

@@ -1,7 +1,8 @@
 """The kernel side of copying: loads the tap, attaches it, tells it what to copy from where to which rings.
 
-Nothing is pinned: links end with the process, and a dead probe copies nothing. (Classic filters, before Linux
-6.6, stay: they fill the rings that nobody reads, and the next attach of the same handle replaces them.)
+Links are not pinned: they end with the process, and a dead probe copies nothing. (Classic filters, before
+Linux 6.6, stay and fill rings that nobody reads, until `remove_filters`.) Counters are, so that what a killed
+probe has copied is known afterwards.
 """
 
 import os
