@@ -36,6 +36,8 @@ class TapOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Bytes that the payload holds (see `tap.payload.parse`); empty: any."""
     snaplen: int = 0
     """Bytes copied of a packet at most; 0: all."""
+    segment: bool = False
+    """Copies as on the wire: super-packets cut into segments, checksums finished. At ports only."""
     service_id: int | None = None
     """What copies carry; None: their workload's."""
     store: bool = True
@@ -48,7 +50,8 @@ class TapOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class TapPoint(msgspec.Struct, frozen=True):
     """One tap at a workload's port, or at all its cgroups, since the probe attached it.
 
-    Packets offered = matched + not_matched; matched = written + every loss.
+    Packets offered = matched + not_matched; matched = written + every loss. With `segment` a super-packet
+    counts as what it is cut into; what is being cut at this moment is among the losses (`relay`).
     """
 
     tap: str

@@ -25,6 +25,7 @@ _OWN = (
     "lock",
     "probe.db*",
     "probe.lock",
+    "relay.json",
     "store",
     "suspect-*.copy",
 )
@@ -38,6 +39,7 @@ _OWN = (
 def command(purge: bool, state_dir: Path | None, config_file: Path | None) -> None:
     """Stop a running `eastwest up` or probe, and end the counting that it left in the kernel."""
     from eastwest.meter import pins
+    from eastwest.tap import relay
 
     if os.geteuid() != 0:
         raise MissingPrivilege("eastwest down detaches BPF programs, which needs root", "run it with sudo")
@@ -52,6 +54,8 @@ def command(purge: bool, state_dir: Path | None, config_file: Path | None) -> No
         with StateLock(directory), ProbeLock(directory):  # nobody starts one meanwhile
             if pins.remove(directory):
                 done.append("removed its programs and counters from the kernel")
+            if relay.remove_leftover(relay.note(directory)):
+                done.append("removed the veths that a killed probe left")
             if purge:
                 _purge(directory)
                 done.append(f"deleted its state in {directory}")

@@ -16,6 +16,7 @@
 #include "filters.h"
 #include "own.h"
 #include "pcapng.h"
+#include "relay.h"
 #include "scope.h"
 #include "tap.h"
 
@@ -31,8 +32,10 @@ const struct ring *ring_type __attribute__((unused, section(".rodata.types")));
 const struct epb_head *epb_head_type __attribute__((unused, section(".rodata.types")));
 const struct epb_tail *epb_tail_type __attribute__((unused, section(".rodata.types")));
 const struct tap_delivery *tap_delivery_type __attribute__((unused, section(".rodata.types")));
+const struct relay_way *relay_way_type __attribute__((unused, section(".rodata.types")));
 const struct endpoint *endpoint_type __attribute__((unused, section(".rodata.types")));
 const enum tap_sizes *sizes_type __attribute__((unused, section(".rodata.types")));
+const enum relay_sizes *relay_sizes_type __attribute__((unused, section(".rodata.types")));
 const enum tap_flags *flags_type __attribute__((unused, section(".rodata.types")));
 
 extern void bpf_local_irq_save(unsigned long *flags) __ksym __weak;
@@ -45,6 +48,7 @@ struct sk_buff {
 
 enum {
 	PASS_ON = -1,	      /* TCX_NEXT and TC_ACT_UNSPEC: whoever comes after us decides */
+	DROP = 2, /* TCX_DROP and TC_ACT_SHOT */
 	ALLOW = 1,
 	CHECKSUM_PARTIAL = 3, /* linux/skbuff.h */
 	MAC_ADDRESSES = 12,
@@ -60,6 +64,7 @@ struct job {
 	__u32 label;
 	__u32 length; /* with the tag put back */
 	__u32 flags;  /* enum epb_flags */
+	__u32 wire;   /* packets it is on the wire, where an order asks for that */
 	__be16 tag[2]; /* protocol and control information, as in a frame; 0: none */
 	struct tap_option option;
 };
@@ -211,7 +216,7 @@ __noinline int copy(struct __sk_buff *skb, const struct job *job, const struct t
 	count = bpf_map_lookup_elem(&tap_counts, &stream);
 	if (!count)
 		return 0;
-	add(count->matched, 1);
+	add(*(job->option.flags & TAP_MADE ? &count->arrived : &count->matched), 1);
 	ring = bpf_map_lookup_elem(&rings, &destination);
 	if (ring)
 		at = bpf_map_lookup_elem(ring, &cpu);
@@ -233,12 +238,54 @@ __noinline int copy(struct __sk_buff *skb, const struct job *job, const struct t
 }
 
 /* Counts a packet that is not copied for an order: its own doing, or because it is one of eastwest's own. */
-static __always_inline void leave(const struct tap_order *order, bool own)
+static __always_inline void leave(const struct tap_order *order, bool own, __u32 packets)
 {
 	struct tap_count *count = bpf_map_lookup_elem(&tap_counts, &order->stream);
 
 	if (count)
-		add(*(own ? &count->own : &count->not_matched), 1);
+		add(*(own ? &count->own : &count->not_matched), packets);
+}
+
+/* What a super-packet that the kernel has not counted will be cut into. */
+__noinline int uncounted_segments(struct __sk_buff *skb)
+{
+	struct packet p = {};
+
+	parse_frame(skb, &p);
+	return segments(skb, &p);
+}
+
+static __always_inline __u32 wire_packets(struct __sk_buff *skb)
+{
+	if (!skb->gso_size)
+		return 1;
+	return skb->gso_segs ?: uncounted_segments(skb);
+}
+
+/* Has copies made as on the wire: they are written when they come out of the relay. */
+__noinline int send_to_relay(struct __sk_buff *skb, const struct job *job, const struct tap_order *order)
+{
+	struct tap_count *count;
+	__u32 stream;
+
+	if (!job || !order)
+		return 0;
+	struct relay_clone clone = {
+		.time = job->time,
+		.order = *order,
+		.label = job->label,
+		.direction = job->flags & (EPB_INBOUND | EPB_OUTBOUND),
+		.segments = job->wire,
+	};
+	stream = order->stream;
+	count = bpf_map_lookup_elem(&tap_counts, &stream);
+	if (!count)
+		return 0;
+	add(count->matched, job->wire);
+	add(count->relayed, job->wire);
+	if (!relay_send(skb, &clone))
+		add(count->unreported, job->wire);
+	return 0;
 }
 
 /*
@@ -262,9 +309,11 @@ static __always_inline bool copy_undisturbed(struct __sk_buff *skb, const struct
 static __always_inline void tap(struct __sk_buff *skb, const struct tap_point *point, __u32 direction, bool frame)
 {
 	__u64 takers = point->every;
-	struct job job = {};
+	struct job job = {.wire = 1};
 	bool own = false;
 
+	if (frame && point->segmenting)
+		job.wire = wire_packets(skb);
 	if (point->filtered)
 		takers |= point->filtered & (frame ? matching_port_orders(skb, point->place)
 						   : matching_cgroup_orders(skb, point->place));
@@ -278,7 +327,11 @@ static __always_inline void tap(struct __sk_buff *skb, const struct tap_point *p
 		if (i >= point->orders)
 			break;
 		if (own || !(takers >> i & 1)) {
-			leave(order, takers >> i & 1);
+			leave(order, takers >> i & 1, order->segment ? job.wire : 1);
+			continue;
+		}
+		if (frame && order->segment && job.option.flags & (TAP_SUPER_PACKET | TAP_CHECKSUM_UNFINISHED)) {
+			send_to_relay(skb, &job, order);
 			continue;
 		}
 		/* Where the ring buffer is full the reader has not looked yet: it will. */
@@ -308,6 +361,33 @@ SEC("tc")
 int tap_port_egress(struct __sk_buff *skb)
 {
 	return tap_port(skb, EPB_INBOUND);
+}
+
+/* The relay's other end, where nothing else is to go on. */
+SEC("tc")
+int tap_relay(struct __sk_buff *skb)
+{
+	struct job job = {};
+	struct relay_clone *clone;
+	struct tap_count *count;
+	bool more = false;
+	__u32 stream;
+
+	clone = relay_take(skb, &more);
+	if (!clone)
+		return DROP;
+	stream = clone->order.stream;
+	count = bpf_map_lookup_elem(&tap_counts, &stream);
+	if (more && count) {
+		add(count->matched, 1);
+		add(count->relayed, 1);
+	}
+	describe(skb, clone->label, clone->direction, true, &job);
+	job.time = clone->time;
+	job.option.flags |= TAP_MADE;
+	if (copy(skb, &job, &clone->order))
+		bpf_ringbuf_output(&tap_wakes, &clone->order.destination, 4, BPF_RB_FORCE_WAKEUP);
+	return DROP;
 }
 
 static __always_inline int tap_cgroup(struct __sk_buff *skb, __u32 direction)

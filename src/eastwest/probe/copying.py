@@ -20,6 +20,7 @@ from eastwest.meter import pins
 from eastwest.meter.check import cgroup_mount
 from eastwest.probe.config import ProbeConfig
 from eastwest.probe.tap import Running, Tap
+from eastwest.tap import relay
 from eastwest.tap.config import Attach, TapConfig
 from eastwest.tap.delivery import Delivery
 from eastwest.tap.points import Points, Source, Stream, Taking, past_point
@@ -93,6 +94,10 @@ class Copying:
         scope = self._scope
         if scope.attach == "clsact":
             await whole(remove_filters, scope.netns, scope.handle)
+        try:
+            await whole(relay.remove_leftover, relay.note(scope.pins.parent))
+        except KernelError as error:
+            log.warning("the relay of an earlier probe is still there: %s", error)
         if not any((scope.pins / name).exists() for name in PINNED):
             return
         try:
@@ -179,8 +184,8 @@ class Copying:
     def _open(self) -> Taps:
         """The programs, loaded when they are first needed."""
         if self._kernel is None:
-            self._kernel = self._loaded().__enter__()
-            self._points = Points(self._kernel, self._scope.cgroup_root, self._past)
+            self._kernel, note = self._loaded().__enter__(), relay.note(self._scope.pins.parent)
+            self._points = Points(self._kernel, self._scope.cgroup_root, self._past, note)
             self._leave_out()
         return self._kernel
 
@@ -244,8 +249,10 @@ class Copying:
 
     async def _close_unused(self) -> None:
         if self._kernel and not self._running:
-            kernel, self._kernel, self._points = self._kernel, None, None
+            kernel, points, self._kernel, self._points = self._kernel, self._points, None, None
             asyncio.get_running_loop().remove_reader(kernel.wake_fd)
+            if points:
+                await whole(points.close)
             await whole(kernel.__exit__)
 
     async def _stop(self) -> None:

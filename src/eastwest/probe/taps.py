@@ -228,6 +228,12 @@ class StandingTaps:
         seen = self._registry.seen(place.label)
         if seen is None or tap.running is None:
             return None
+        if tap.order.segment and place.source.hook is Hook.CGROUP:
+            raise RefusedError(
+                "no copies as on the wire of a workload on the host's network: the kernel lets no program "
+                "clone packets at a cgroup (bpf_clone_redirect)",
+                "order them without segment",
+            )
         filter_ = tap.filter(place.source.hook)
         of = Interface(
             name=place.name,
@@ -249,6 +255,7 @@ class StandingTaps:
             service=int(str(seen["service_id"])) if service is None else service,
             snaplen=tap.snaplen,
             filter=filter_,
+            segment=tap.order.segment,
         )
 
     # -- what it tells ---------------------------------------------------------------------------------------

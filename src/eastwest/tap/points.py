@@ -16,6 +16,7 @@ from eastwest.bus.taps import TapPoint
 from eastwest.errors import KernelError, RefusedError
 from eastwest.tap.filter import Filter, Programs
 from eastwest.tap.reading import Hook
+from eastwest.tap.segments import Segments
 from eastwest.tap.taps import CAPTURE, MOST_ORDERS, MOST_STREAMS, Order, Point, Taps
 
 _LOSSES = ("buffer_full", "busy", "load_failed", "no_buffer")
@@ -50,6 +51,9 @@ class Taking(NamedTuple):
     filter: Filter | None = None
     """None: every packet."""
 
+    segment: bool = False
+    """Copies as on the wire, at ports only."""
+
 
 @dataclass
 class _Attached:
@@ -83,7 +87,9 @@ class Points:
     `past`: tap → sums over what it counted at sources that are gone.
     """
 
-    def __init__(self, taps: Taps, cgroup_root: Path, past: dict[str, Counter[str]]) -> None:
+    def __init__(
+        self, taps: Taps, cgroup_root: Path, past: dict[str, Counter[str]], note: Path | None = None
+    ) -> None:
         self._taps = taps
         self._root = cgroup_root
         self._rooted = False
@@ -91,6 +97,8 @@ class Points:
         self._streams: dict[Stream, int] = {}
         self._shown: dict[Stream, int] = {}
         """Those at whose sources hooks are attached."""
+        self._segments = Segments(taps, note)
+        self._segmenting: dict[Stream, tuple[int, int]] = {}
         self._stream_pool = _Pool(MOST_STREAMS)
         self._places: dict[Hook, dict[tuple[Filter, ...], int]] = {hook: {} for hook in Hook}
         self._place_pools = {hook: _Pool(_PLACES) for hook in Hook}
@@ -109,6 +117,7 @@ class Points:
         change. Raises KernelError.
         """
         self._found = dict(refused)
+        wanted = self._with_relay(wanted)
         for source in [one for one in self._attached if one not in wanted]:
             self._remove(source)
         for source, takings in wanted.items():
@@ -118,7 +127,26 @@ class Points:
             self._rooted = False
         self._taps.settle()
         self._forget()
+        if not self._segmenting:
+            self._segments.close()
         self.problems, self._shown = self._found, dict(self._streams)
+
+    def close(self) -> None:
+        """Leave nothing behind that would outlive the programs."""
+        self._segments.close()
+
+    def _with_relay(self, wanted: Mapping[Source, Sequence[Taking]]) -> Mapping[Source, Sequence[Taking]]:
+        """Have a relay where one is needed; where there can be none, what needs none is left."""
+        streams = {taking.stream for takings in wanted.values() for taking in takings if taking.segment}
+        try:
+            if streams:
+                self._segments.open()
+            return wanted
+        except KernelError as error:
+            self._found |= dict.fromkeys(streams, f"no copies as on the wire: {error}")
+        return {
+            source: [taking for taking in takings if not taking.segment] for source, takings in wanted.items()
+        }
 
     # -- one source ------------------------------------------------------------------------------------------
 
@@ -202,7 +230,16 @@ class Points:
             snaplen=taking.snaplen,
             service=taking.service,
             filtered=taking.filter is not None,
+            segment=self._segment(taking) if taking.segment else 0,
         )
+
+    def _segment(self, taking: Taking) -> int:
+        """The number of a stream's order; one for another destination has another."""
+        destination, number = self._segmenting.get(taking.stream, (-1, 0))
+        if destination != taking.destination:
+            number = self._segments.begin(self._streams[taking.stream])
+            self._segmenting[taking.stream] = taking.destination, number
+        return number
 
     def _set(self, source: Source, point: Point) -> None:
         if source.hook is Hook.PORT:
@@ -228,6 +265,7 @@ class Points:
 
     def _forget(self) -> None:
         """Give back what nothing uses any more; no program is counting in it."""
+        self._end_segments()
         streams = {stream for attached in self._attached.values() for stream in attached.streams}
         for stream in self._streams.keys() - streams:
             number = self._streams.pop(stream)
@@ -240,6 +278,21 @@ class Points:
                 place = places.pop(filters)
                 self._programs[hook].remove(place)
                 self._place_pools[hook].free.append(place)
+
+    def _end_segments(self) -> None:
+        """Take nothing more from the relay for streams that no order with `segment` has now."""
+        live = {
+            stream
+            for attached in self._attached.values()
+            for stream, order in zip(attached.streams, attached.point.orders, strict=True)
+            if order.segment
+        }
+        if over := self._segmenting.keys() - live:
+            self._segments.wait()
+            for stream in over:
+                del self._segmenting[stream]
+                self._segments.end(self._streams[stream])
+            self._taps.settle(anyway=True)
 
     # -- what was counted ------------------------------------------------------------------------------------
 
@@ -258,6 +311,8 @@ def past_point(tap: str, sums: Mapping[str, int]) -> TapPoint:
 
 
 def _point(stream: Stream, count: Mapping[str, int], problem: str) -> TapPoint:
+    lost = {place: count.get(place, 0) for place in _LOSSES}
+    lost["relay"] = max(0, count.get("relayed", 0) - count.get("arrived", 0))
     return TapPoint(
         tap=stream.tap,
         label=stream.label,
@@ -265,7 +320,7 @@ def _point(stream: Stream, count: Mapping[str, int], problem: str) -> TapPoint:
         matched=count.get("matched", 0),
         not_matched=count.get("not_matched", 0),
         written=count.get("written", 0),
-        lost={place: lost for place in _LOSSES if (lost := count.get(place, 0))},
+        lost={place: packets for place, packets in lost.items() if packets},
         own=count.get("own", 0),
         problem=problem,
     )

@@ -38,6 +38,7 @@ _POINT = record("tap_point", TAP_OBJECT)
 _ENDPOINT = record("endpoint", TAP_OBJECT)
 _DELIVERY = record("tap_delivery", TAP_OBJECT)
 _NAME_BYTES = 64
+_RELAY_CLONES = enumeration("relay_sizes", TAP_OBJECT)["RELAY_CLONES"]
 _SECOND = 1_000_000_000
 
 PINNED = ("tap_counts", "tap_streams", "tap_deliveries")
@@ -59,6 +60,9 @@ class Order(NamedTuple):
     filtered: bool = False
     """Whether the filters at the point's place are asked; else every packet is taken."""
 
+    segment: int = 0
+    """Not 0: copies as on the wire; a number that no other order has. See `Segments`."""
+
 
 class Point(NamedTuple):
     """A port or cgroup: its label, its orders in the order of the filters' bits, and the filters' place."""
@@ -76,9 +80,10 @@ class Point(NamedTuple):
             if not SHORTEST_SNAPLEN <= order.snaplen <= CAPTURE:
                 raise RefusedError(f"snaplen {order.snaplen}", f"choose {SHORTEST_SNAPLEN} to {CAPTURE}")
             point["filtered" if order.filtered else "every"] |= np.uint64(1 << bit)
-            fields = (order.destination, order.interface, order.stream, order.snaplen, order.service, 0)
-            point["order"][bit] = fields
+            fields = (order.destination, order.interface, order.stream, order.snaplen, order.service)
+            point["order"][bit] = (*fields, order.segment)
         point["label"], point["place"], point["orders"] = self.label, self.place, len(self.orders)
+        point["segmenting"] = any(order.segment for order in self.orders)
         return bytes(point.tobytes())
 
 
@@ -126,8 +131,8 @@ class Taps:
         pins: Path | None = None,
     ) -> None:
         self._config = config
-        self._netns = netns
-        self._attach = attach
+        self.netns = netns
+        self._attach_by = attach
         self._handle = handle
         self._pins = pins
         self._object = Object(TAP_OBJECT)
@@ -150,12 +155,13 @@ class Taps:
 
     def _load(self) -> None:
         config, size = self._config, self._config.ring_size
-        known = cookie(self._netns) if features.cgroup_programs_see_netns_cookie() else 0
-        inode = (self._netns or OWN).stat().st_ino
+        known = cookie(self.netns) if features.cgroup_programs_see_netns_cookie() else 0
+        inode = (self.netns or OWN).stat().st_ino
         holds = features.programs_hold_irqs()
         self._object.set_tunables(struct.pack("<QIIII", known, inode, size - 1, config.enterprise, holds))
         if self._pins:
             self._object.pin_maps(self._pins, PINNED)
+        self._object.resize({"relay_ways": possible_cpus(), "relay_clones": possible_cpus() * _RELAY_CLONES})
         like = create(size, possible_cpus())
         try:
             self._object.set_inner("rings", like)
@@ -163,9 +169,9 @@ class Taps:
         finally:
             os.close(like)
         has_tcx = attach.has_tcx(self.program("tap_port_ingress"))
-        if self._attach == "tcx" and not has_tcx:
+        if self._attach_by == "tcx" and not has_tcx:
             raise MissingFeature("attach = 'tcx': this kernel has no TCX (Linux 6.6)", "set attach = 'auto'")
-        self.tcx = self._attach == "tcx" or (self._attach == "auto" and has_tcx)
+        self.tcx = self._attach_by == "tcx" or (self._attach_by == "auto" and has_tcx)
         self._wakes = RingBuffer(self.map("tap_wakes"), self._wake)
         self.set_clock()
 
@@ -264,9 +270,12 @@ class Taps:
         self._unsettled = points.lookup(key) is not None
         points.update(key, value)
 
-    def settle(self) -> None:
-        """Wait until no program goes by what was said before: from here on nothing is written for it."""
-        for number, rings in list(self._rings.items()) if self._unsettled else ():
+    def settle(self, anyway: bool = False) -> None:
+        """Wait until no program goes by what was said before: from here on nothing is written for it.
+
+        `anyway`: other things were said than with `set_port` and its like.
+        """
+        for number, rings in list(self._rings.items()) if self._unsettled or anyway else ():
             # As the kernel waits where a map of maps changes.
             self._tell(number, rings)
             break
@@ -323,14 +332,21 @@ class Taps:
 
     def attach_port(self, ifindex: int) -> None:
         """Start copying at a port, in the scope's network namespace; call `set_port` first."""
-        links = self._links.setdefault(("port", ifindex), [])
-        with inside(self._netns):
-            for direction, point in (("ingress", attach.TCX_INGRESS), ("egress", attach.TCX_EGRESS)):
-                program = self.program(f"tap_port_{direction}")
-                if self.tcx:
-                    links.append(attach.link(program, ifindex, point))
-                else:
-                    attach.clsact_filter(program, ifindex, direction == "egress", self._handle)
+        self._attach("port", ifindex, "tap_port_ingress", attach.TCX_INGRESS)
+        self._attach("port", ifindex, "tap_port_egress", attach.TCX_EGRESS)
+
+    def attach_relay(self, ifindex: int) -> None:
+        """Copy what comes out of the relay there, and let it go no further."""
+        self._attach("relay", ifindex, "tap_relay", attach.TCX_INGRESS)
+
+    def _attach(self, kind: str, ifindex: int, name: str, point: int) -> None:
+        links = self._links.setdefault((kind, ifindex), [])
+        with inside(self.netns):
+            if self.tcx:
+                links.append(attach.link(self.program(name), ifindex, point))
+            else:
+                egress = point == attach.TCX_EGRESS
+                attach.clsact_filter(self.program(name), ifindex, egress, self._handle)
 
     def attach_cgroup(self, path: Path) -> None:
         """Ask about every packet of the sockets at and below a cgroup."""
@@ -347,6 +363,9 @@ class Taps:
         self.remove_port(ifindex)
         self._detach("port", ifindex)
 
+    def detach_relay(self, ifindex: int) -> None:
+        self._detach("relay", ifindex)
+
     def detach_cgroup(self, path: Path) -> None:
         """There or gone."""
         self._detach("cgroup", str(path))
@@ -355,7 +374,7 @@ class Taps:
         for link in self._links.pop((kind, place), []):
             os.close(link)
         if isinstance(place, int) and not self.tcx:
-            with inside(self._netns):
+            with inside(self.netns):
                 attach.remove_clsact_filters(place, self._handle)
 
 

@@ -32,6 +32,7 @@ enum tap_flags {
 	TAP_CHECKSUM_UNFINISHED = 2, /* the transport checksum holds the pseudo-header's sum alone */
 	TAP_CUT = 4,		     /* the copy is shorter than the packet */
 	TAP_TAG_RESTORED = 8,	     /* the 802.1Q tag was beside the frame, and is put back */
+	TAP_MADE = 16,		     /* as on the wire: cut from a super-packet, or its checksum finished, for the copy */
 };
 
 struct epb_head {

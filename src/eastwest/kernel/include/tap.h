@@ -26,7 +26,7 @@ struct tap_order {
 	__u32 stream;	 /* index of its counters */
 	__u32 snaplen;
 	__u32 service;
-	__u32 pad;
+	__u32 segment; /* not 0: copies as on the wire; a number that no other order has (relay.h) */
 };
 
 /* What is copied at a port or cgroup. Orders are the lowest bits of what a filter answers. */
@@ -36,11 +36,14 @@ struct tap_point {
 	__u32 label;
 	__u32 place;
 	__u32 orders;
-	__u32 pad;
+	__u32 segmenting; /* some order is for copies as on the wire */
 	struct tap_order order[TAP_ORDERS];
 };
 
-/* On one CPU. Packets offered = matched + not_matched; matched = written + every loss. */
+/*
+ * On one CPU. Packets offered = matched + not_matched; matched = written + every loss. Of an order for copies as on
+ * the wire a super-packet counts as what it is cut into; what is relayed and has not arrived is a loss too.
+ */
 struct tap_count {
 	__u64 matched;
 	__u64 not_matched;
@@ -50,6 +53,8 @@ struct tap_count {
 	__u64 busy;	     /* lost: came in between while this CPU was writing to the same buffer */
 	__u64 load_failed;   /* lost: the kernel did not hand out the packet's bytes */
 	__u64 no_buffer;     /* lost: the destination is gone */
+	__u64 relayed;	     /* of matched, those that are made by the relay */
+	__u64 arrived;	     /* … and came out of it */
 	__u64 own;	     /* eastwest's own, which no order is offered (own.h) */
 	__u64 unreported;    /* of the losses, those that no block's epb_dropcount has told yet */
 };
