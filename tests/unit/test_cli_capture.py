@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eastwest import cli
+from eastwest.cli import options
 from eastwest.cli.capture import seconds, summary
 from eastwest.cli.capturing import Counts, Cut, Outcome
 from eastwest.cli.output import Output
@@ -173,7 +174,7 @@ def test_a_capture_of_n_packets(api: Stub, capsys: Capture, tmp_path: Path) -> N
     ((_, _, _, order), *_) = [asked for asked in api.asked if asked[:2] == ("POST", "taps")]
     assert order == {
         "name": NAME, "selector": "name=web", "filter": "udp", "payload": "", "snaplen": 96, "store": False,
-        "for": "10s",
+        "for": "10s", "segment": False,
     }  # fmt: skip
     assert ("DELETE", f"taps/{NAME}") in [asked[:2] for asked in api.asked]
     told = capsys.readouterr().err.splitlines()
@@ -237,16 +238,28 @@ def test_a_summary_that_does_not_add_up_says_so() -> None:
 def test_taps_are_added_listed_and_removed(api: Stub, capsys: Capture) -> None:
     """What was said reaches the API; the list says what is lost, and where nothing can be copied."""
     api.answers |= {"taps": tap(pcap_over_ip="127.0.0.1:9000"), "taps/web": tap()}
-    more = ["-f", "tcp port 80", "--for", "forever", "--to", "app:9", "--tls", "--service-id", "7"]
+    more = [
+        "-f",
+        "tcp port 80",
+        "--for",
+        "forever",
+        "--to",
+        "app:9",
+        "--tls",
+        "--service-id",
+        "7",
+        "--segment",
+    ]
     assert cli.main(["tap", "add", "web", "name=web", *more]) == 0
     assert api.asked == [
         ("POST", "taps", {}, {
             "name": "web", "selector": "name=web", "filter": "tcp port 80", "for": "forever", "payload": "",
-            "snaplen": 0, "service_id": 7, "to": "app:9", "tls": True, "store": True,
+            "snaplen": 0, "segment": True, "service_id": 7, "to": "app:9", "tls": True, "store": True,
         }),
     ]  # fmt: skip
     assert capsys.readouterr().out.splitlines() == [
         "tap web: 1 workloads now, to files of the server",
+        options.SEGMENT_PRICE,
         "read it: wireshark -k -i TCP@127.0.0.1:9000",
     ]
     assert cli.main(["tap", "rm", "web"]) == 0

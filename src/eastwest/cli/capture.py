@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
+from eastwest.cli import options
 from eastwest.cli.capturing import Capture, CaptureConfig, Counts, Outcome, what
 from eastwest.cli.client import api_url
+from eastwest.cli.options import SEGMENT_PRICE
 from eastwest.cli.output import STDOUT, Output
 from eastwest.cli.render import Row
 from eastwest.cli.units import octets, size
@@ -28,6 +30,7 @@ from eastwest.manager.times import duration
 @click.option(
     "-s", "snaplen", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Of each packet, the first."
 )
+@options.segment
 @click.option("--payload", default="", metavar="PATTERN", help="Bytes that the payload holds.")
 @click.option("--no-wait", is_flag=True, help="Refuse a selector that selects nothing now.")
 def command(selector: str, **said: Any) -> None:
@@ -42,20 +45,23 @@ def command(selector: str, **said: Any) -> None:
     """
     Selector.parse(selector)  # refuse here what the server would refuse
     config = CaptureConfig(
-        order=order(selector, said["text"], said["payload"], said["snaplen"]),
+        order=order(selector, said["text"], said["payload"], said["snaplen"], said["segment"]),
         packets=said["packets"],
         bytes=size(said["max_bytes"]) if said["max_bytes"] else None,
         seconds=seconds(said["lasts"]) if said["lasts"] else None,
         wait=not said["no_wait"],
     )
+    if said["segment"]:
+        Line().say(SEGMENT_PRICE)
     if not run(config, said["output"]):
         raise click.exceptions.Exit(1)
 
 
-def order(selector: str, text: str = "", payload: str = "", snaplen: int = 0) -> Row:
+def order(selector: str, text: str = "", payload: str = "", snaplen: int = 0, segment: bool = False) -> Row:
     """What the API is told: a tap with a name of its own."""
     name = f"capture-{secrets.token_hex(4)}"
-    return {"name": name, "selector": selector, "filter": text, "payload": payload, "snaplen": snaplen}
+    said = {"filter": text, "payload": payload, "snaplen": snaplen, "segment": segment}
+    return {"name": name, "selector": selector, **said}
 
 
 def seconds(text: str) -> float:

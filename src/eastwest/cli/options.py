@@ -19,6 +19,16 @@ state_dir = click.option(
     metavar="DIR",
     help="Where everything is kept.  [default: /var/lib/eastwest]",
 )
+segment = click.option(
+    "--segment",
+    is_flag=True,
+    help="Copies as on the wire: super-packets cut, checksums finished. Costs CPU time.",
+)
+SEGMENT_PRICE = (
+    "copies as on the wire: the hosts' CPUs cut super-packets and finish checksums for them, which takes "
+    "CPU time from the workloads"
+)
+"""What `--segment` costs, in kind."""
 listen = click.option(
     "--listen",
     envvar="EASTWEST_LISTEN",

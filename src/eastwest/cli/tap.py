@@ -5,7 +5,9 @@ from urllib.parse import quote
 
 import click
 
+from eastwest.cli import options
 from eastwest.cli.client import Api
+from eastwest.cli.options import SEGMENT_PRICE
 from eastwest.cli.render import Column, Row, field, number, printable, show_json, show_table
 from eastwest.cli.units import clock, count
 from eastwest.labels.selector import Selector
@@ -29,6 +31,7 @@ def command() -> None:
 @click.option("--tls", is_flag=True, help="Speak TLS to the application.")
 @click.option("--no-store", is_flag=True, help="Keep no files: only for who reads it now.")
 @click.option("-s", "snaplen", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Of each packet.")
+@options.segment
 @click.option("--payload", default="", metavar="PATTERN", help="Bytes that the payload holds: 474554@0.")
 @click.option("--service-id", type=click.IntRange(0, (1 << 32) - 1), metavar="N", help="What copies carry.")
 def add(name: str, selector: str, **said: Any) -> None:
@@ -38,10 +41,12 @@ def add(name: str, selector: str, **said: Any) -> None:
     """
     Selector.parse(selector)  # refuse here what the server would refuse
     document = {"name": name, "selector": selector, "filter": said["text"], "for": said["lasts"]}
-    document |= {key: said[key] for key in ("payload", "snaplen", "service_id", "to", "tls")}
+    document |= {key: said[key] for key in ("payload", "snaplen", "segment", "service_id", "to", "tls")}
     with Api() as api:
         tap = api.post("taps", document | {"store": not said["no_store"]})
     click.echo(printable(f"tap {name}: {tap['workloads']} workloads now, to {_where(tap)}{_until(tap)}"))
+    if said["segment"]:
+        click.echo(SEGMENT_PRICE)
     if tap["pcap_over_ip"]:
         click.echo(printable(f"read it: wireshark -k -i TCP@{tap['pcap_over_ip']}"))
 

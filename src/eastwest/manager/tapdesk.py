@@ -73,6 +73,7 @@ class TapDesk:
             filter=said.filter.strip(),
             payload=said.payload,
             snaplen=said.snaplen,
+            segment=said.segment,
             service_id=said.service_id,
             store=said.store and said.to is None,
             added=0,

@@ -30,6 +30,10 @@ class TapWanted(BaseModel):
         "", max_length=80, description="bytes in hexadecimal, like 474554, 474554@0 or 474554<64"
     )
     snaplen: int = Field(0, ge=0, le=LARGEST_SNAPLEN, description=f"0 (all) or 32 to {LARGEST_SNAPLEN}")
+    segment: bool = Field(
+        False,
+        description="true or false: whether copies are as on the wire, cut and finished by the host's CPU",
+    )
     service_id: int | None = Field(None, ge=0, le=_COUNT, description=f"0 to {_COUNT}")
     to: str | None = Field(
         None, max_length=270, description="HOST:PORT of an application; without it, this server collects"
@@ -78,6 +82,7 @@ class Tap(BaseModel):
     filter: str
     payload: str
     snaplen: int
+    segment: bool
     service_id: int | None
     to: str
     receiver: Receiver

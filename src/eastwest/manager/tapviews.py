@@ -16,6 +16,7 @@ def tap(order: TapOrder, hosts: Sequence[TapHost], workloads: int, pcap_over_ip:
         filter=order.filter,
         payload=order.payload,
         snaplen=order.snaplen,
+        segment=order.segment,
         service_id=order.service_id,
         to=order.to,
         receiver=order.receiver,

@@ -65,7 +65,8 @@ def make(netns: Path | None, note: Path | None) -> Relay:
                     _silence(name)
             relay = Relay(*(routes.link_lookup(ifname=name)[0] for name in (into, out)))
             routes.link("set", index=relay.into, ifalias=_ALIAS)
-            for end in relay:
+            # In this order: what goes up before its peer drops all until the kernel has noted its carrier.
+            for end in (relay.out, relay.into):
                 routes.link("set", index=end, state="up")
             return relay
     except BaseException as failure:

@@ -1,7 +1,7 @@
 """Copies as on the wire: has packets go through the relay, and takes what comes out for its orders.
 
-What is on its way (kernel/include/relay.h) names its order by a number that is not given again, so that nobody
-gets packets which were taken for another.
+What is on its way (kernel/include/relay.h) names its order by a number that is not given again, so that
+nobody gets packets which were taken for another.
 """
 
 import struct
