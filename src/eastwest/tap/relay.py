@@ -10,6 +10,7 @@ it.
 import errno
 import secrets
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,10 +129,9 @@ def _write(note: Path, what: _Note) -> None:
 
 
 def _silence(device: str) -> None:
-    """No IPv6 by itself, where there is IPv6 at all."""
-    switch = Path(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6")
-    if switch.exists():
-        switch.write_text("1")
+    """No IPv6 by itself. What it would say ends at the other end, so no harm is done where it is refused."""
+    with suppress(OSError):
+        Path(f"/proc/sys/net/ipv6/conf/{device}/disable_ipv6").write_text("1")
 
 
 def _remove(netns: Path | None, which: int | str) -> bool:
