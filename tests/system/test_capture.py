@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Workload, require
+from tests.kernel.blocks import parse
 from tests.system.capturing import PORT, Group, capturing, numbers, send
 from tests.system.user_site import EASTWEST, SECONDS, Site, until
 
@@ -269,3 +270,37 @@ def test_wireshark_lists_workloads_and_captures_them(site: Site, netns: Path) ->
         out, err = reading.communicate(timeout=SECONDS)
         assert out.splitlines() == [f"{PORT}\t{workload.port}"] * 5, err
         until(lambda: site.json("taps") == [], "nothing is ordered any more")
+
+
+def test_a_standing_order_keeps_files_and_is_read_over_tcp(site: Site, netns: Path) -> None:
+    """`tap add`: what came is in a file, and at its pcap-over-IP address for tshark, to the packet."""
+    require(shutil.which("tshark"), "needs tshark: apt-get install tshark")
+    site.config.write_text(site.config.read_text() + '[streams]\npcap_over_ip = "127.0.0.1:0"\n')
+    with Workload(netns) as workload, site.up():
+        known(site, workload.name)
+        assert site.run("tap", "add", "web", f"name={workload.name}", "--for", "forever").returncode == 0
+        tapped(site, workload)
+        address = until(lambda: site.json("taps")[0]["pcap_over_ip"], "it can be read")
+        fields = ("-T", "fields", "-e", "udp.dstport")
+        with subprocess.Popen(
+            ["tshark", "-i", f"TCP@{address}", "-c", "40", *fields],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as reading:  # fmt: skip
+            port = int(address.rpartition(":")[2])
+            until(lambda: connected(port), "it reads")
+            send(workload, range(40))
+            out, err = reading.communicate(timeout=SECONDS)
+            assert out.splitlines() == [str(PORT)] * 40, err
+        until(lambda: site.json("taps")[0]["delivered"] == 40, "all are delivered")
+        assert site.run("tap", "rm", "web").stdout == "tap web is removed\n"
+        (account,) = site.json("ledger", "--taps")
+        assert (account["seen_packets"], account["delivered_packets"], account["balanced"]) == (40, 40, True)
+        (file,) = (site.state / "captures" / "web").glob("h1-*.pcapng")
+        packets = [packet for section in parse(file.read_bytes()) for packet in section.packets]
+        assert numbers(packets, 14) == list(range(40))
+
+
+def connected(port: int) -> bool:
+    """Whether somebody is connected to this port of the loopback (state 01 in /proc/net/tcp)."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)

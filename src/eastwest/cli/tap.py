@@ -47,8 +47,6 @@ def add(name: str, selector: str, **said: Any) -> None:
     click.echo(printable(f"tap {name}: {tap['workloads']} workloads now, to {_where(tap)}{_until(tap)}"))
     if said["segment"]:
         click.echo(SEGMENT_PRICE)
-    if tap["pcap_over_ip"]:
-        click.echo(printable(f"read it: wireshark -k -i TCP@{tap['pcap_over_ip']}"))
 
 
 def _where(tap: Row) -> str:

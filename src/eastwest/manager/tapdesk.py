@@ -48,7 +48,7 @@ class TapDesk:
                 await asyncio.to_thread(filters.check_text, wanted.filter)
         self._expect_reader(wanted)
         order = await self._orders.add(wanted, seconds)
-        return tapviews.tap(order, [], await self._selected(order))
+        return tapviews.tap(order, [], await self._selected(order), self._read_at(order.name))
 
     def _expect_reader(self, wanted: TapOrder) -> None:
         known = {order.name for order in self._orders.all}
@@ -129,7 +129,8 @@ class TapDesk:
         for order in orders:
             found = (tapviews.host(order.name, answer, names) for answer in answers if answer)
             heard = [host for host in found if host]
-            shown.append(tapviews.tap(order, heard + silent, await self._selected(order)))
+            selected, read_at = await self._selected(order), self._read_at(order.name)
+            shown.append(tapviews.tap(order, heard + silent, selected, read_at))
         return shown
 
     async def ledger(self, name: str | None) -> list[tapmodels.TapLedgerEntry]:
@@ -158,6 +159,9 @@ class TapDesk:
         order = self._orders.find(name)
         if order.receiver != "collector" or self._streams is None or order.to != self._streams.to:
             raise RefusedError(f"this server does not collect the tap '{name}'", f"read it at {order.to}")
+
+    def _read_at(self, name: str) -> str:
+        return self._streams.pcap_over_ip().get(name, "") if self._streams else ""
 
     async def _selected(self, order: TapOrder) -> int:
         return len(views.selected(order.selector, await self._store.present_workloads()) or ())
