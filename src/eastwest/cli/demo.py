@@ -20,8 +20,10 @@ from typing import Any
 import click
 import msgspec
 from rich.console import Console
+from rich.text import Text
 
 from eastwest.cli.client import Api
+from eastwest.cli.democapture import EASTWEST, DemoCapture
 from eastwest.cli.lab import until_metered
 from eastwest.errors import EastwestError, MissingPrivilege, RefusedError
 from eastwest.lab import Lab, LabConfig, Record, machine, podman
@@ -29,7 +31,6 @@ from eastwest.lab.plan import Plan, random_name
 from eastwest.lab.report import show
 from eastwest.lab.verdict import Owner, Verdict, judge
 
-EASTWEST = Path(sys.executable).with_name("eastwest")
 READY_SECONDS = 60.0
 METERED_SECONDS = 45.0
 SETTLE_SECONDS = 30.0
@@ -106,12 +107,15 @@ class Demo:
             await self._until_ready()
             await until_metered(lab.plan, self._url, METERED_SECONDS)
             self._say("eastwest meters all of it; traffic starts")
+            capture = await stack.enter_async_context(DemoCapture(self._url, self._directory))
             started = datetime.now(UTC)
             await lab.start()
             await self._watch()
             self._say("senders pause; waiting until all that they sent has arrived and is stored")
             record = await lab.pause()
             verdict = await self._settle(lab.plan, record, started - timedelta(seconds=10))
+            for text in await capture.summary():
+                self.console.print(Text(text), soft_wrap=True)
             show(self.console, verdict, await self._ask("hosts"), await self._health())
             return not verdict.differences
 
