@@ -38,6 +38,8 @@ def host(name: str, answer: TapsAnswer, names: Mapping[int, str]) -> TapHost | N
     points, past, streams = _parts(name, answer)
     if name not in answer.taps and not points and not past and not streams:
         return None
+    # What is wrong with a tap that takes nothing and has never sent anything is wrong with the order.
+    begun = bool(points) or any(stream.sent_bytes for stream in streams)
     return TapHost(
         host=answer.host,
         points=sum(not point.problem for point in points),
@@ -51,8 +53,9 @@ def host(name: str, answer: TapsAnswer, names: Mapping[int, str]) -> TapHost | N
         sent_bytes=sum(stream.sent_bytes for stream in streams),
         reconnects=sum(stream.reconnects for stream in streams),
         lost=_lost([*(part.lost for part in (*points, *past)), *(stream.lost for stream in streams)]),
-        refused=[f"{_where(point, names)}: {point.problem}" for point in points if point.problem],
-        problem="; ".join(stream.problem for stream in streams if stream.problem),
+        refused=[f"{_where(point, names)}: {point.problem}" for point in points if point.problem]
+        + [stream.problem for stream in streams if stream.problem and not begun],
+        problem="; ".join(stream.problem for stream in streams if stream.problem and begun),
     )
 
 
