@@ -150,9 +150,9 @@ def metering(here: Place, directory: Path) -> Iterator[Copier]:
 
 
 @contextmanager
-def eastwest(here: Place, directory: Path) -> Iterator[Copier]:
+def eastwest(here: Place, directory: Path, *more: str) -> Iterator[Copier]:
     with site(here.netns, here.host) as where, where.up():
-        where.run("tap", "add", "bench", f"name={here.a}")
+        where.run("tap", "add", "bench", f"name={here.a}", *more)
         where.until(lambda: _connected(where), "the tap is connected")
         yield Copier(list(where.roles().values()), lambda: sorted(directory.glob("*.pcapng")))
         where.run("tap", "rm", "bench")
@@ -160,8 +160,13 @@ def eastwest(here: Place, directory: Path) -> Iterator[Copier]:
             shutil.move(file, directory)
 
 
+def segmented(here: Place, directory: Path) -> AbstractContextManager[Copier]:
+    """Super-packets cut as on the wire, for the copies."""
+    return eastwest(here, directory, "--segment")
+
+
 def _connected(where: Site) -> bool:
-    return any(stream["connected"] for tap in where.get("taps") for stream in tap["streams"])
+    return any(host["connected"] for tap in where.get("taps") for host in tap["hosts"])
 
 
 TOOLS: dict[str, Callable[[Place, Path], AbstractContextManager[Copier]]] = {
@@ -172,6 +177,7 @@ TOOLS: dict[str, Callable[[Place, Path], AbstractContextManager[Copier]]] = {
     "dumpcap → file": dumpcap,
     "netsniff-ng → file": netsniff,
 }
+BULK = TOOLS | {"eastwest tap --segment → TCP → collector → file": segmented}
 
 
 def _packets(files: Sequence[Path]) -> int:
@@ -288,7 +294,7 @@ class Drain:
 
 def _bulk(here: Place, drain: Drain, name: str, size: int) -> Bulk:
     idle, chunk = machine.idle(5), bytes(_CHUNK)
-    with tempfile.TemporaryDirectory() as text, TOOLS[name](here, Path(text)):
+    with tempfile.TemporaryDirectory() as text, BULK[name](here, Path(text)):
         with inside(here.path(here.a)):
             connection = socket.create_connection((ADDRESS_B, drain.port))
         start = time.perf_counter()
@@ -305,13 +311,13 @@ def _bulk(here: Place, drain: Drain, name: str, size: int) -> Bulk:
 def bulk(here: Place, rounds: int, size: int) -> None:
     """TCP from workload to workload as fast as it goes, in super-packets."""
     drain = Drain(here)
-    runs: dict[str, list[Bulk]] = {name: [] for name in TOOLS}
+    runs: dict[str, list[Bulk]] = {name: [] for name in BULK}
 
     def one(name: str) -> float:
         runs[name].append(_bulk(here, drain, name, size))
         return runs[name][-1].rate
 
-    paired(rounds, {name: lambda name=name: one(name) for name in TOOLS})  # type: ignore[misc]
+    paired(rounds, {name: lambda name=name: one(name) for name in BULK})  # type: ignore[misc]
     drain.close()
     bare = [run.rate for run in runs["no tool"]]
     print(f"Bulk TCP from workload to workload, super-packets; {rounds} rounds of {size / 1e9:.1f} GB.\n")
