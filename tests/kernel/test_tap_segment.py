@@ -1,5 +1,6 @@
 """Copies as on the wire: what the kernel would have a network card cut and finish is cut and finished."""
 
+import json
 import random
 import socket
 import struct
@@ -349,6 +350,18 @@ def test_no_relay_is_left(netns: Path, tmp_path: Path) -> None:
     assert len(links(netns) - before) == 2  # as after kill -9
     assert relay.remove_leftover(note)
     assert (links(netns), note.exists()) == (before, False)
+    assert not relay.remove_leftover(note)
+
+
+def test_a_note_of_somebody_elses_interface_removes_nothing(
+    netns: Path, tmp_path: Path, workload: Workload
+) -> None:
+    """Whatever is written there: only what has a relay's name is taken away."""
+    before, note = links(netns), relay.note(tmp_path)
+    note.write_text(json.dumps({"netns": str(netns), "name": workload.port}))
+    assert not relay.remove_leftover(note)
+    assert links(netns) == before
+    note.write_text('{"netns": ')
     assert not relay.remove_leftover(note)
 
 

@@ -251,9 +251,11 @@ class Copying:
         if self._kernel and not self._running:
             kernel, points, self._kernel, self._points = self._kernel, self._points, None, None
             asyncio.get_running_loop().remove_reader(kernel.wake_fd)
-            if points:
-                await whole(points.close)
-            await whole(kernel.__exit__)
+            try:
+                if points:
+                    await whole(points.close)
+            finally:
+                await whole(kernel.__exit__)
 
     async def _stop(self) -> None:
         """Copy nothing any more, and deliver what there is, if that is soon done."""

@@ -8,6 +8,7 @@ it.
 """
 
 import errno
+import re
 import secrets
 import socket
 from contextlib import suppress
@@ -26,6 +27,8 @@ from eastwest.kernel.offloads import never_offload
 _LONGEST = 65535
 """A segment is as long as its port lets it be."""
 
+_RANDOM_BYTES = 6
+_OURS = re.compile(rf"ew[0-9a-f]{{{2 * _RANDOM_BYTES}}}")
 _ALIAS = "eastwest: makes copies of packets as they are on the wire"
 _NOTE = "relay.json"
 _BACKLOG = Path("/proc/sys/net/core/netdev_max_backlog")
@@ -53,7 +56,7 @@ def note(state_dir: Path) -> Path:
 
 def make(netns: Path | None, note: Path | None) -> Relay:
     """A pair of random names in a network namespace (None: the present one), up. Raises KernelError."""
-    into, out = f"ew{secrets.token_hex(6)}", f"ew{secrets.token_hex(6)}"
+    into, out = (f"ew{secrets.token_hex(_RANDOM_BYTES)}" for _ in range(2))
     if note:
         _write(note, _Note(str(netns) if netns else None, into))
     try:
@@ -102,7 +105,7 @@ def remove_leftover(note: Path) -> bool:
         return False
     netns = Path(said.netns) if said.netns else None
     found = False
-    if netns is None or netns.exists():
+    if _OURS.fullmatch(said.name) and (netns is None or netns.exists()):
         found = _remove(netns, said.name)
     forget(note)
     return found
