@@ -305,3 +305,24 @@ def connected(port: int) -> bool:
     """Whether somebody is connected to this port of the loopback (state 01 in /proc/net/tcp)."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return any(row[1].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+
+
+def test_a_capture_does_not_feed_on_itself(tmp_path: Path, cgroup: Path) -> None:
+    """Its own packets from the server are those of a workload that it captures: not one is copied."""
+    site = Site(tmp_path, Path("/proc/self/ns/net"), cgroup)
+    scope = cgroup / "own.scope"
+    scope.mkdir()
+    errors = site.config.with_name("capture.err")
+    errors.touch()
+    words = f"{' '.join(EASTWEST)} capture name=own -w {tmp_path}/own.pcapng 2>{errors}"
+    try:
+        with site.up():
+            known(site, "own")
+            with shell(site, f"echo $$ >{scope}/cgroup.procs; exec {words}") as capture:
+                until(lambda: "capturing: " in errors.read_text(), "it captures")
+                until(lambda: site.json("taps")[0]["hosts"][0]["own"] > 50, "it asks how it goes")
+                capture.send_signal(signal.SIGINT)
+                assert capture.wait(SECONDS) == 0
+        assert errors.read_text().splitlines()[-1] == "eastwest: 0 packets matched"
+    finally:
+        site.run("down", "--purge", "--state-dir", str(site.state))
