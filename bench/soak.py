@@ -1,7 +1,8 @@
 """Whether eastwest levels off under lasting churn: memory, descriptors, maps, files; and stays exact.
 
 Namespaces with ports and cgroups with processes come, send a known number of packets, and go, under names
-that come again, while another workload makes new flows all the time. Fails where something grows on in the
+that come again, while another workload makes new flows all the time. One tap copies all of them to files,
+others come and go. Fails where something grows on in the
 second half of the run (`BOUNDS`), or where a total is not the senders'.
 
     SOAK_MINUTES=30 make soak
@@ -35,6 +36,8 @@ NAMES = 60
 ALIVE = 8
 FLOWS_PER_SECOND = 500
 _ROUND = 1.0
+_TAP_ROUNDS = 10
+"""A tap that comes stays for so many rounds."""
 _SAMPLES = 60
 _SHORTEST = 10
 """Minutes; of a shorter run nothing can be said."""
@@ -60,8 +63,12 @@ class Churn:
         self._chance = random.Random(1)
         self.sent: Counter[str] = Counter()
         self.rounds = 0
+        self._tap = ""
+        where.run("tap", "add", "all", f"name=*-{here.host.partition('-')[2]}*", "--for", "forever")
 
     def step(self) -> None:
+        if self.rounds % _TAP_ROUNDS == 0:
+            self._change_tap()
         name = f"{self._here.host}-n{self._chance.randrange(NAMES)}"
         if name not in self._alive:
             self._come(name)
@@ -69,6 +76,14 @@ class Churn:
             self._go(self._alive[0])
         self._process(f"{self._here.host}-c{self._chance.randrange(NAMES)}", self._chance.randrange(1, 50))
         self.rounds += 1
+
+    def _change_tap(self) -> None:
+        if self._tap:
+            self._where.run("tap", "rm", self._tap)
+        self._tap = f"churn-{self.rounds}"
+        few = f"name={self._here.host}-n{self._chance.randrange(1, 6)}*"
+        filter_ = f"udp dst portrange 1024-{self._chance.randrange(1024, 60000)}"
+        self._where.run("tap", "add", self._tap, few, "-f", filter_, "--no-store")
 
     def _come(self, name: str) -> None:
         self._alive.append(name)
@@ -176,6 +191,7 @@ def sample(where: Site) -> dict[str, float]:
     found["journal files MB"] = sum(file.stat().st_size for file in where.state.glob("probe.db*")) / 1e6
     found["store MB of rows"] = _megabytes(where.state / "store")
     journal = sqlite3.connect(f"file:{where.state / 'probe.db'}?mode=ro", uri=True)
+    found["captures MB of packets"] = _megabytes(where.state / "captures")
     found["outbox messages"] = journal.execute("SELECT count(*) FROM outbox").fetchone()[0]
     journal.close()
     return found
@@ -213,6 +229,7 @@ def differences(where: Site, sent: Counter[str]) -> list[str]:
     try:
         labels: list[dict[str, Any]] = where.get("labels?all=true")
         ledger: list[dict[str, Any]] = where.get("ledger")
+        taps: list[dict[str, Any]] = where.get("ledger/taps")
     except (urllib.error.URLError, json.JSONDecodeError) as error:
         return [str(error)]
     counted: Counter[str] = Counter()
@@ -220,6 +237,7 @@ def differences(where: Site, sent: Counter[str]) -> list[str]:
         counted[label["name"]] += label["egress_packets"]
     wrong = [f"{name}: {counted[name]} of {count}" for name, count in sent.items() if counted[name] != count]
     wrong += [f"label {entry['label']} is not balanced" for entry in ledger if not entry["balanced"]]
+    wrong += [f"tap {tap['tap']}: {tap}" for tap in taps if not tap["balanced"] or tap["lost"]]
     return wrong + [f"label {entry['label']} pending" for entry in ledger if entry["pending_packets"]]
 
 
@@ -250,7 +268,11 @@ def run(here: Place, where: Site, minutes: float) -> list[str]:
     bad = judge(times, samples, minutes)
     try:
         where.until(lambda: not differences(where, churn.sent), "all totals are the senders'", 60, pause=1)
-        print(f"All totals are the senders': {len(churn.sent)} workloads.\n")
+        (copied,) = (tap["delivered_packets"] for tap in where.get("ledger/taps") if tap["tap"] == "all")
+        print(
+            f"All totals are the senders': {len(churn.sent)} workloads. The tap on all of them delivered "
+            f"{copied:,} packets\nand, as the {churn.rounds // _TAP_ROUNDS} that came and went, lost none.\n"
+        )
     except TimeoutError:
         bad += differences(where, churn.sent)[:10]
     return bad
