@@ -86,7 +86,6 @@ class Manager:
         )
         self._taps = TapOrders(bus)
         self._streams = streams
-        self._streams = streams
         self._routers = (
             suspect_routes(SuspectDesk(self._orders, fleet, store)),
             tap_routes(TapDesk(self._taps, fleet, store, streams)),
@@ -99,8 +98,6 @@ class Manager:
     async def __aenter__(self) -> Self:
         token, write_token = token_of(self._config), _read(self._config.write_token_file)
         self._socket = _listen(self._address)
-        if self._streams:  # packets are read here: those of a copy are never copied again
-            self._streams.own("api", self._socket.getsockname()[:2])
         if self._streams:
             # Whoever reads a tap through the API must not be copied reading.
             self._streams.own("api", self._socket.getsockname()[:2])
