@@ -46,6 +46,7 @@ BOUNDS = {
     "files MB": (0.10, 8.0),
     "MB": (0.10, 2.0),
     "descriptors": (0.02, 2.0),
+    "threads": (0.02, 6.0),
     "BPF": (0.0, 2.0),
     "pins": (0.10, 6.0),
 }
@@ -184,6 +185,7 @@ def sample(where: Site) -> dict[str, float]:
         if name != "up":
             found[f"{name} MB"] = machine.resident(pid) / 1e6
             found[f"{name} descriptors"] = machine.descriptors(pid)
+            found[f"{name} threads"] = machine.threads(pid)
         if name == "probe":
             found["probe BPF"] = _anonymous(pid)
     found["pins"] = len(list(pins.directory(where.state).iterdir()))

@@ -2,11 +2,13 @@
 
 import os
 import secrets
+import select
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import hypothesis
 import pytest
@@ -27,6 +29,13 @@ def require(condition: object, remedy: str) -> None:
     if os.environ.get("EASTWEST_REQUIRE_ALL") == "1":
         pytest.fail(remedy)
     pytest.skip(remedy)
+
+
+def readable(source: IO[Any] | socket.socket, seconds: float) -> bool:
+    """Whether there is something to read within this time, or an end; also beyond 1,024 descriptors."""
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def run(*command: str) -> str:

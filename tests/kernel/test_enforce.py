@@ -1,7 +1,6 @@
 """What is dropped is dropped before anybody has it, and is counted as it would have been; nothing else is."""
 
 import random
-import select
 import socket
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from eastwest.meter.drain import Drain
 from eastwest.meter.enforcer import Enforcer
 from eastwest.meter.meter import Meter, Source
 from eastwest.meter.suspects import SuspectMaps
-from tests.conftest import Workload, run
+from tests.conftest import Workload, readable, run
 from tests.kernel.frames import ethernet, ipv4, tcp, udp
 from tests.kernel.test_hostile import mutated
 from tests.kernel.test_parse import CASES
@@ -93,7 +92,7 @@ def tapped(netns: Path, device: str) -> Iterator[socket.socket]:
 def received(tap: socket.socket) -> list[bytes]:
     """The frames there; the loopback of what was sent there itself left out."""
     frames = []
-    while select.select([tap], [], [], 0.2)[0]:
+    while readable(tap, 0.2):
         frame, address = tap.recvfrom(70000)
         if address[2] != socket.PACKET_OUTGOING:
             frames.append(frame)

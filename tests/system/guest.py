@@ -1,14 +1,13 @@
 """A tiny QEMU guest that boots in seconds and does what a test tells it, on its serial console."""
 
 import os
-import select
 import shutil
 import subprocess
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.conftest import require, run
+from tests.conftest import readable, require, run
 from tests.vm import run as vm
 
 WORKDIR = vm.ROOT / ".venv/vm"
@@ -128,14 +127,12 @@ class Emulator:
         """Wait for a line on the serial console; what was said before it."""
         assert self.process.stdout is not None
         deadline = time.monotonic() + seconds
-        poll = select.poll()
-        poll.register(self.process.stdout, select.POLLIN)
         while True:
             before, found, after = self._said.replace(b"\r", b"").partition(word + b"\n")
             if found:
                 self._said = after
                 return before.decode(errors="replace")
-            ready = poll.poll(max(deadline - time.monotonic(), 0) * 1000)
+            ready = readable(self.process.stdout, max(deadline - time.monotonic(), 0))
             said = os.read(self.process.stdout.fileno(), 65536) if ready else b""
             assert said, f"no {word!r} from the guest: {self._said!r}"
             self._said += said

@@ -1,6 +1,5 @@
 """Who receives copies, for tests: a listener that keeps every byte, and answers like a collector or not."""
 
-import select
 import socket
 import ssl
 import struct
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from tests.conftest import readable
 from tests.kernel.blocks import Packet, Section, parse
 from tests.kernel.tapping import until
 
@@ -142,5 +142,5 @@ class Receiver:
             self._reads.wait()
             stream.waits = False
             buffered = isinstance(connected, ssl.SSLSocket) and connected.pending()
-            if buffered or select.select([connected], [], [], _TURN_SECONDS)[0]:
+            if buffered or readable(connected, _TURN_SECONDS):
                 return connected.recv(1 << 16)

@@ -5,7 +5,6 @@ Each on the place where it has to hold: a Linux bridge, a switch in user space, 
 
 import os
 import secrets
-import select
 import signal
 import socket
 import struct
@@ -22,7 +21,7 @@ from eastwest.kernel import attach
 from eastwest.kernel.netns import inside
 from eastwest.meter.config import MeterConfig
 from eastwest.meter.enforcer import Enforcer
-from tests.conftest import Workload, quiet, run
+from tests.conftest import Workload, quiet, readable, run
 from tests.kernel.frames import ethernet, ipv4, udp
 from tests.system.user_site import Site, until
 
@@ -65,7 +64,7 @@ def arrived(tap: socket.socket, expected: int) -> list[tuple[int, int]]:
     """Number and port of each packet between 1000 and the ports above, in the order of arrival."""
     got = []
     wait = 20.0
-    while select.select([tap], [], [], wait)[0]:
+    while readable(tap, wait):
         data, address = tap.recvfrom(70000)
         if address[2] != socket.PACKET_OUTGOING and len(data) >= 46 and data[12:14] == b"\x08\x00":
             ports = struct.unpack("!HH", data[34:38])

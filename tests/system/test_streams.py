@@ -1,7 +1,6 @@
 """Streams of packets at the collector: who is let in, what is kept, what the sender is told, who reads."""
 
 import asyncio
-import select
 import shutil
 import socket
 import ssl
@@ -14,7 +13,7 @@ import pytest
 from eastwest.collector import intake, streams
 from eastwest.collector.intake import REFUSED
 from tests import pcapng
-from tests.conftest import require, run
+from tests.conftest import readable, require, run
 from tests.kernel import blocks
 from tests.system.bus_server import until
 from tests.system.streams_site import KEY, Sender, in_loop, packets, site, tshark
@@ -265,7 +264,7 @@ def _over_tls(to: str, trust: ssl.SSLContext, sent: list[bytes]) -> int:
         with suppress(ssl.SSLWantReadError):
             secure.unwrap()  # our half; the answer comes behind what is still to be read
         told = b""
-        while select.select([secure], [], [], 15)[0]:
+        while readable(secure, 15):
             try:
                 told += secure.recv(4096)
             except ssl.SSLWantReadError:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import readable
 
 EASTWEST = [sys.executable, "-m", "eastwest"]
 SECONDS = 120.0
@@ -86,8 +87,7 @@ class Site:
         ):
             try:
                 assert process.stdout is not None
-                answers, _, _ = select.select([process.stdout], [], [], SECONDS)
-                ready = process.stdout.readline() if answers else ""
+                ready = process.stdout.readline() if readable(process.stdout, SECONDS) else ""
                 assert ready.startswith(f"eastwest is ready: {self.url} "), errors.read_text()
                 yield process
             finally:

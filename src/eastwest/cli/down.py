@@ -92,7 +92,9 @@ def _stop(directory: Path, lock: str, who: str) -> bool:
         if holder(directory, lock) != pid:  # it ended, and the number may be somebody else's by now
             return False
         signal.pidfd_send_signal(process, signal.SIGTERM)
-        if not select.select([process], [], [], _STOP_SECONDS)[0]:
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        if not poll.poll(_STOP_SECONDS * 1000):
             raise RefusedError(f"{who} (process {pid}) does not end", f"see its log, then kill -9 {pid}")
     finally:
         os.close(process)
