@@ -80,7 +80,7 @@ def test_what_a_killed_probe_had_not_delivered_is_named(netns: Path, cgroup: Pat
                 await desk.take_back("web")
                 point, stream = await desk.over("web")
                 assert (point.matched, stream.confirmed, stream.lost) == (180, 130, {"probe_killed": 50})
-            assert not list((tmp_path / "state/bpf").glob("tap_*"))
+            await holds(lambda: not list((tmp_path / "state/bpf").glob("tap_*")))
 
     asyncio.run(test())
 
