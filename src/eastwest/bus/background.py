@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 
 class Background:
@@ -33,6 +33,26 @@ class Background:
             await group.__aexit__(*((kind, error, trace) if cancelled else (None, None, None)))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from error
+
+
+class Working:
+    """A component that does nothing but work by itself while it is entered: its `_run`, a Background."""
+
+    def __init__(self, task: str) -> None:
+        self._work = Background()
+        self._task = task
+
+    async def _run(self) -> None:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        await self._work.start(self._run(), self._task)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._work.stop(kind, error, trace)
 
 
 def heed_cancellation() -> None:

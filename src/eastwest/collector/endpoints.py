@@ -6,12 +6,10 @@ import logging
 import socket
 from contextlib import suppress
 from ipaddress import ip_address
-from types import TracebackType
-from typing import Self
 
 from pyroute2 import IPRoute
 
-from eastwest.bus.background import Background
+from eastwest.bus.background import Working
 from eastwest.bus.client import Bus
 from eastwest.bus.taps import ENDPOINTS_BUCKET
 from eastwest.collector.streamconfig import shown
@@ -24,23 +22,14 @@ _AGAIN_SECONDS = 60.0
 _RETRY_SECONDS = 2.0
 
 
-class Endpoints:
+class Endpoints(Working):
     """Says on the bus, while it is entered, which addresses and TCP ports are ours."""
 
     def __init__(self, bus: Bus) -> None:
+        super().__init__("endpoints")
         self._bus = bus
         self._places: dict[str, tuple[str, int]] = {}
         self._changed = asyncio.Event()
-        self._work = Background()
-
-    async def __aenter__(self) -> Self:
-        await self._work.start(self._tell(), "endpoints")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._work.stop(kind, error, trace)
 
     def set(self, name: str, place: tuple[str, int] | None) -> None:
         """`name` is at this host and port now, where one of our connections ends; None: no more."""
@@ -50,7 +39,7 @@ class Endpoints:
             self._places[name] = place
         self._changed.set()
 
-    async def _tell(self) -> None:
+    async def _run(self) -> None:
         bucket = self._bus.bucket(ENDPOINTS_BUCKET)
         while True:
             self._changed.clear()

@@ -5,12 +5,10 @@ import logging
 import re
 import time
 from contextlib import suppress
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
-from eastwest.bus.background import Background
+from eastwest.bus.background import Working
 from eastwest.bus.client import Bus
 from eastwest.bus.taps import TAPS_BUCKET, TapOrder
 
@@ -21,23 +19,14 @@ _AFTER_EXPIRY_NS = 60 * 10**9
 """Clocks of hosts differ, and a stream needs some time to end."""
 
 
-class TapOrders:
+class TapOrders(Working):
     """Follows the orders while it is entered. Of one that is gone nobody may tell: then its expiry counts."""
 
     def __init__(self, bus: Bus) -> None:
+        super().__init__("orders of taps")
         self._bus = bus
         self._orders: dict[str, TapOrder] = {}
         self._changed = asyncio.Condition()
-        self._work = Background()
-
-    async def __aenter__(self) -> Self:
-        await self._work.start(self._follow(), "orders of taps")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._work.stop(kind, error, trace)
 
     @property
     def names(self) -> list[str]:
@@ -59,7 +48,7 @@ class TapOrders:
                 await self._changed.wait_for(lambda: self.get(name))
         return self.get(name)
 
-    async def _follow(self) -> None:
+    async def _run(self) -> None:
         async for name, value in self._bus.bucket(TAPS_BUCKET).watch():
             order = _order(name, value)
             if order:

@@ -3,12 +3,10 @@
 import time
 from collections import Counter
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
-from eastwest.bus.background import Background
+from eastwest.bus.background import Working
 from eastwest.bus.client import Bus
 from eastwest.bus.messages import HOSTS_BUCKET, HostReport
 
@@ -45,26 +43,17 @@ class Member:
         return f"no report for {self.age:.0f} s; {remedy}"
 
 
-class Fleet:
+class Fleet(Working):
     """Follows the hosts' reports while it is entered."""
 
     def __init__(self, bus: Bus) -> None:
+        super().__init__("fleet")
         self._bus = bus
         self._members: dict[str, Member] = {}
-        self._work = Background()
         self.malformed: Counter[str] = Counter()
         """Reports that could not be read, by host."""
         self._unreadable: dict[str, str] = {}
         """Why the last report of a host could not be read."""
-
-    async def __aenter__(self) -> Self:
-        await self._work.start(self._follow(), "fleet")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._work.stop(kind, error, trace)
 
     @property
     def members(self) -> list[Member]:
@@ -80,7 +69,7 @@ class Fleet:
             for host, why in unreadable
         ]
 
-    async def _follow(self) -> None:
+    async def _run(self) -> None:
         async for host, document in self._bus.bucket(HOSTS_BUCKET).watch():
             self._unreadable.pop(host, None)
             if document is None:

@@ -5,12 +5,11 @@ import logging
 import time
 from collections.abc import Callable
 from hashlib import sha256
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from eastwest.bus.background import Background
+from eastwest.bus.background import Working
 from eastwest.bus.client import Bus
 from eastwest.bus.messages import (
     ENFORCE_BUCKET,
@@ -48,25 +47,16 @@ T = TypeVar("T", SuspectOrder, EnforceOrder)
 Answer = TypeVar("Answer", SuspectAnswer, EnforceAnswer)
 
 
-class Orders:
+class Orders(Working):
     """Follows both buckets while it is entered, so that a listing need not read them."""
 
     def __init__(self, bus: Bus) -> None:
+        super().__init__("orders")
         self._bus = bus
-        self._work = Background()
         self._suspects: dict[str, SuspectOrder] = {}
         self._enforced: dict[str, EnforceOrder] = {}
         self._refused: dict[str, dict[str, str]] = {}
         """kind of answer → host → why its last one was refused"""
-
-    async def __aenter__(self) -> Self:
-        await self._work.start(self._run(), "orders")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._work.stop(kind, error, trace)
 
     @property
     def problems(self) -> list[str]:

@@ -5,12 +5,10 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
-from eastwest.bus.background import Background
+from eastwest.bus.background import Working
 from eastwest.bus.client import Bus
 from eastwest.bus.taps import TAPS_BUCKET, TapOrder, TapsAnswer, taps_subject
 from eastwest.errors import BusError, NotFoundError, RefusedError
@@ -27,24 +25,15 @@ _LATEST = 1 << 62
 _UNREADABLE = (ValueError, RecursionError)  # msgspec's errors are ValueErrors
 
 
-class TapOrders:
+class TapOrders(Working):
     """Follows the bucket while it is entered, so that a listing need not read it."""
 
     def __init__(self, bus: Bus) -> None:
+        super().__init__("tap orders")
         self._bus = bus
-        self._work = Background()
         self._known: dict[str, TapOrder] = {}
         self._markers: dict[str, int] = {}
         """What was taken back → when nobody would follow it any more, unix ns."""
-
-    async def __aenter__(self) -> Self:
-        await self._work.start(self._run(), "tap orders")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._work.stop(kind, error, trace)
 
     @property
     def all(self) -> list[TapOrder]:

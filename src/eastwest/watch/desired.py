@@ -4,12 +4,11 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 
-from eastwest.bus.background import Background
+from eastwest.bus.background import Working
 from eastwest.bus.client import Bus
 from eastwest.bus.messages import Silence
 from eastwest.errors import ConfigError, EastwestError, NotFoundError, RefusedError
@@ -21,27 +20,18 @@ _MOST = 1000
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-class Kept(Generic[T]):
+class Kept(Working, Generic[T]):
     """The documents of one bucket, followed while it is entered; what cannot be used is left out."""
 
     def __init__(self, bus: Bus, bucket: str, kind: type[T], check: Callable[[T], None]) -> None:
+        super().__init__(bucket)
         self._bucket = bus.bucket(bucket)
         self._name = bucket
         self._kind = kind
         self._check = check
-        self._work = Background()
         self.documents: dict[str, T] = {}
         self.unreadable: dict[str, str] = {}
         """Key → why."""
-
-    async def __aenter__(self) -> Self:
-        await self._work.start(self._follow(), self._name)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._work.stop(kind, error, trace)
 
     async def put(self, key: str, document: T) -> None:
         """Raises BusError; RefusedError where there are too many."""
@@ -55,7 +45,7 @@ class Kept(Generic[T]):
         await self._bucket.delete(key)
         self.documents.pop(key, None)
 
-    async def _follow(self) -> None:
+    async def _run(self) -> None:
         async for key, value in self._bucket.watch():
             self.documents.pop(key, None) if value is None else None
             self.unreadable.pop(key, None)

@@ -10,10 +10,9 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
-from eastwest.bus.background import Background
+from eastwest.bus.background import Working
 from eastwest.errors import EastwestError
 
 log = logging.getLogger(__name__)
@@ -41,10 +40,11 @@ class Way(Protocol):
     async def send(self, alert: Document) -> None: ...
 
 
-class Output:
+class Output(Working):
     """One way out, with its queue, while it is entered."""
 
     def __init__(self, way: Way, queue: int, per_minute: int, attempts: int) -> None:
+        super().__init__(way.name)
         self.name = way.name
         self._way = way
         self._waiting: asyncio.Queue[Document] = asyncio.Queue(queue)
@@ -53,21 +53,11 @@ class Output:
         self._told: deque[float] = deque()
         self._trouble = ""
         self._troubled = float("-inf")
-        self._work = Background()
         self.sent = 0
         self.dropped: Counter[str] = Counter()
         """Notifications that were not told: gave_up (for now), never_told."""
         self.outcomes: list[tuple[str, str, bool]] = []
         """What has become of notifications, for who offered them to take: alert, its state, delivered."""
-
-    async def __aenter__(self) -> Self:
-        await self._work.start(self._run(), self.name)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._work.stop(kind, error, trace)
 
     @property
     def problem(self) -> str | None:
