@@ -59,10 +59,10 @@ def test_crash_between_rows_and_number_neither_loses_nor_doubles(
     one of the next server, is told of repeats."""
     insert = Database.insert
 
-    def fail_at_numbers(self: Database, table: str, columns: list[str], rows: bytes) -> None:
+    def fail_at_numbers(self: Database, table: str, columns: list[str], rows: bytes, *form: str) -> None:
         if table.endswith(".batches"):
             raise StoreError("pulled the plug")
-        insert(self, table, columns, rows)
+        insert(self, table, columns, rows, *form)
 
     async def scenario() -> None:
         async with Store(StoreConfig(path=tmp_path)) as store:

@@ -12,7 +12,8 @@ import pytest
 from eastwest.bus.client import Bus, BusConfig
 from eastwest.errors import ConfigError, StoreError
 from eastwest.meter.rows import FLOW_ROW, TOTAL_ROW
-from eastwest.store.batch import Batch, row_binary
+from eastwest.store.batch import Batch, block
+from eastwest.store.binary import length
 from eastwest.store.schema import FLOWS, ORIGIN, TOTALS
 from eastwest.store.store import Store, StoreConfig
 
@@ -33,7 +34,7 @@ _SIZES = {
     ("columns", "row", "before"), [(FLOWS, FLOW_ROW, len(ORIGIN) + 1), (TOTALS, TOTAL_ROW, len(ORIGIN))]
 )
 def test_columns_follow_the_row(columns: dict[str, str], row: np.dtype, before: int) -> None:
-    """Same names, same order, same size: field by field what RowBinary reads is what the array holds."""
+    """Same names, same order, same size: field by field what the database reads is what the array holds."""
     assert tuple(columns)[before:] == row.names
     assert [_SIZES[kind] for kind in list(columns.values())[before:]] == [
         row[name].itemsize for name in row.names or ()
@@ -47,20 +48,33 @@ def test_times_are_times_and_counters_are_not() -> None:
     assert {FLOWS[name] for name in ("packets", "bytes", "boot", "sequence")} == {"UInt64"}
 
 
-def test_row_binary_is_origin_then_row() -> None:
+def test_a_block_holds_every_column_with_its_origin() -> None:
     """Two batches of hosts with names of different length, byte by byte."""
     rows = np.zeros(2, FLOW_ROW)
     rows["label"] = 3, 4
-    document = row_binary([Batch("h", 5, 6, "flows", rows), Batch("host", 7, 8, "flows", rows[:1])], 9)
-    one = b"\x01h" + (5).to_bytes(8, "little") + (6).to_bytes(8, "little") + (9).to_bytes(4, "little")
-    two = b"\x04host" + (7).to_bytes(8, "little") + (8).to_bytes(8, "little") + (9).to_bytes(4, "little")
-    assert document == one + rows[0].tobytes() + one + rows[1].tobytes() + two + rows[0].tobytes()
+    columns = {name: FLOWS[name] for name in ("host", "boot", "sequence", "received", "label")}
+    document = block(columns, [Batch("h", 5, 6, "flows", rows), Batch("host", 7, 8, "flows", rows[1:])], 9)
+    named = [bytes([len(text)]) + text.encode() for text in ("host", "String")]
+    wanted = b"\x05\x03" + b"".join(named) + b"\x01h\x01h\x04host"
+    for name, kind, size, values in (
+        ("boot", "UInt64", 8, (5, 5, 7)),
+        ("sequence", "UInt64", 8, (6, 6, 8)),
+        ("received", "DateTime('UTC')", 4, (9, 9, 9)),
+        ("label", "UInt32", 4, (3, 4, 4)),
+    ):
+        wanted += bytes([len(name)]) + name.encode() + bytes([len(kind)]) + kind.encode()
+        wanted += b"".join(value.to_bytes(size, "little") for value in values)
+    assert document == wanted
 
 
-def test_empty_batches_make_no_rows() -> None:
-    assert (
-        row_binary([Batch("h", 1, 1, "flows", np.zeros(0, FLOW_ROW)), Batch("h", 1, 2, "workloads")]) == b""
-    )
+def test_a_length_of_more_than_seven_bits_takes_several_bytes() -> None:
+    assert length(127) == b"\x7f"
+    assert length(300) == b"\xac\x02"
+
+
+def test_empty_batches_make_no_block() -> None:
+    batches = [Batch("h", 1, 1, "flows", np.zeros(0, FLOW_ROW)), Batch("h", 1, 2, "workloads")]
+    assert block(FLOWS, batches, 9) == b""
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ What is in a document is the watcher's affair; here it has an id, a time and whe
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from eastwest.store.binary import integers, string
 from eastwest.store.engine import Database
 from eastwest.store.schema import DATABASE
-from eastwest.store.writes import integers, string
 
 _COLUMNS = ("id", "version", "open", "last", "document")
 

@@ -1,6 +1,6 @@
-"""What is written at once, and its RowBinary form."""
+"""What is written at once."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eastwest.bus.messages import Evidence, Workload
+from eastwest.store import binary
 
 Kind = Literal["flows", "totals", "workloads", "evidence"]
 
@@ -40,33 +41,17 @@ class Batch:
         return int(self.rows["packets"].sum(dtype=np.uint64))
 
 
-def row_binary(batches: Iterable[Batch], received: int | None = None) -> bytes:
-    """The rows of all batches, each preceded by host, boot, sequence and, if given, `received`.
-
-    RowBinary writes a string as its length and its bytes. Within a batch the host is constant, so both
-    are plain fields of a packed array and no row is touched one by one.
-    """
-    return b"".join(_packed(batch, received) for batch in batches)
-
-
-def _packed(batch: Batch, received: int | None) -> bytes:
-    rows = batch.rows
-    if rows is None or not len(rows):
-        return b""
-    host = batch.host.encode()
-    origin = [("size", "u1"), ("host", f"V{len(host)}"), ("boot", "<u8"), ("sequence", "<u8")]
-    if received is not None:
-        origin.append(("received", "<u4"))
-    table = np.empty(len(rows), np.dtype([*origin, ("row", rows.dtype)]))
-    table["size"] = len(host)
-    table["host"] = np.void(host)
-    table["boot"] = batch.boot
-    table["sequence"] = batch.sequence
-    if received is not None:
-        table["received"] = received
-    table["row"] = rows
-    return table.tobytes()
-
-
-MAX_HOST_BYTES = 127
-"""A longer length would take RowBinary two bytes; host names end at 64 (Linux) or 253 (DNS, rarely)."""
+def block(columns: Mapping[str, str], batches: Iterable[Batch], received: int | None = None) -> bytes:
+    """The rows of all batches as one Native block, with host, boot, sequence and, if given, `received`."""
+    parts = []
+    for batch in batches:
+        if batch.rows is not None:
+            origin = {
+                "host": binary.string(batch.host.encode()),
+                "boot": binary.integers("<u8", batch.boot),
+                "sequence": binary.integers("<u8", batch.sequence),
+            }
+            if received is not None:
+                origin["received"] = binary.integers("<u4", received)
+            parts.append((origin, batch.rows))
+    return binary.block(columns, parts)

@@ -66,12 +66,10 @@ class Database:
         """Run a statement. Raises StoreError."""
         self._try(lambda: self._client.command(sql, parameters=dict(parameters or {})))
 
-    def insert(self, table: str, columns: Sequence[str], rows: bytes) -> None:
-        """Insert RowBinary rows. Raises StoreError."""
+    def insert(self, table: str, columns: Sequence[str], rows: bytes, form: str = "RowBinary") -> None:
+        """Insert rows in one of ClickHouse's formats. Raises StoreError."""
         self._try(
-            lambda: self._client.raw_insert(
-                table, column_names=list(columns), insert_block=rows, fmt="RowBinary"
-            )
+            lambda: self._client.raw_insert(table, column_names=list(columns), insert_block=rows, fmt=form)
         )
 
     def close(self) -> None:

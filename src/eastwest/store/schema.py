@@ -36,7 +36,7 @@ _CODECS = {"DateTime64(9, 'UTC')": " CODEC(Delta, ZSTD(1))", "UInt64": " CODEC(T
 
 
 def column_type(name: str, dtype: np.dtype[np.void]) -> str:
-    """The ClickHouse type whose RowBinary form is this numpy field."""
+    """The ClickHouse type whose binary form is this numpy field."""
     if name in _MEANING:
         return _MEANING[name]
     if dtype.kind == "u":

@@ -8,12 +8,11 @@ Totals, workloads and evidence are replaced by key, so writing them twice is har
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
-import numpy as np
 
-from eastwest.store.batch import Batch, row_binary
+from eastwest.store.batch import Batch, block
+from eastwest.store.binary import integers, string
 from eastwest.store.engine import Database
 from eastwest.store.schema import DATABASE, FLOWS, TOTALS, statements
 
@@ -90,10 +89,10 @@ def write(database: Database, fresh: Sequence[Batch], clock: Clock) -> None:
     now = clock.now()
     seconds = now // 1_000_000_000
     flows = [batch for batch in fresh if batch.kind == "flows"]
-    if rows := row_binary(flows, seconds):
-        database.insert(f"{DATABASE}.flows", list(FLOWS), rows)
-    if rows := row_binary(batch for batch in fresh if batch.kind == "totals"):
-        database.insert(f"{DATABASE}.totals", list(TOTALS), rows)
+    if rows := block(FLOWS, flows, seconds):
+        database.insert(f"{DATABASE}.flows", list(FLOWS), rows, "Native")
+    if rows := block(TOTALS, (batch for batch in fresh if batch.kind == "totals")):
+        database.insert(f"{DATABASE}.totals", list(TOTALS), rows, "Native")
     if rows := _workloads(fresh, now):
         database.insert(f"{DATABASE}.workloads", _WORKLOADS, rows)
     if rows := _evidence(fresh, now):
@@ -159,18 +158,3 @@ def _evidence(batches: Sequence[Batch], now: int) -> bytes:
         for batch in batches
         for place, evidence in enumerate(batch.evidence)
     )
-
-
-def integers(kind: str, *values: Any) -> bytes:
-    """RowBinary: numbers of one kind, one behind the other."""
-    return np.array(values, kind).tobytes()
-
-
-def string(text: bytes) -> bytes:
-    """RowBinary: the length as LEB128, then the bytes."""
-    length, size = bytearray(), len(text)
-    while size >= 0x80:
-        length.append(size & 0x7F | 0x80)
-        size >>= 7
-    length.append(size)
-    return bytes(length) + text
