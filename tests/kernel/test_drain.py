@@ -188,6 +188,18 @@ def test_a_socket_of_another_namespace_is_not_counted_at_the_cgroup(
     assert Drain(meter).cut().hooks[1].tolist() == [0, 0, 0, 0]
 
 
+def test_the_kernel_knows_the_map_of_every_look_into_one(meter: Meter) -> None:
+    """A map that is a variable costs an indirect call: the compiler makes one of two calls if it can."""
+    for name, program in meter.programs().items():
+        info = Path(f"/proc/self/fdinfo/{program}").read_text()
+        number = info.split("prog_id:")[1].split()[0]
+        dump = ["bpftool", "prog", "dump", "xlated", "id", number]
+        code = subprocess.run(dump, capture_output=True, check=True, text=True).stdout
+        assert "htab_map_lookup_elem" in code, name
+        assert "call bpf_map_lookup_elem" not in code, name
+        assert "call bpf_map_update_elem" not in code, name
+
+
 def test_a_closed_meter_leaves_nothing_once_unpinned(netns: Path, cgroup: Path, pins: Path) -> None:
     """No program, map or link stays when the pins are gone."""
 
