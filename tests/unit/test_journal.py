@@ -21,7 +21,7 @@ def test_a_failed_transaction_leaves_nothing_but_no_number_is_given_twice(tmp_pa
             assert journal.take("serial") == 2
             journal.send(message(7))
             raise ZeroDivisionError
-        assert (journal.undone, journal.outgoing()) == (True, None)
+        assert (journal.undone, journal.outgoing(1)) == (True, [])
         with journal.transaction():
             journal.save_series()
     with Journal(tmp_path / "probe.db") as journal:
@@ -31,13 +31,28 @@ def test_a_failed_transaction_leaves_nothing_but_no_number_is_given_twice(tmp_pa
 def test_messages_leave_in_order_and_only_when_acknowledged(tmp_path: Path) -> None:
     with Journal(tmp_path / "probe.db") as journal:
         with journal.transaction():
-            for sequence in (1, 2):
+            for sequence in (1, 2, 3):
                 journal.send(message(sequence))
-        assert journal.outgoing() == journal.outgoing() == message(1)
-        assert journal.outbox_bytes() == 8
-        journal.sent(message(1))
-        assert journal.outgoing() == message(2)
+        assert journal.outgoing(1) == journal.outgoing(1) == [message(1)]
+        assert journal.outbox_bytes() == 12
+        journal.sent([message(1), message(3)])
+        assert journal.outgoing(9) == [message(2)]
         assert journal.unsent(1) == [(2, {3: 4})]
+
+
+def test_no_message_is_given_out_with_those_before_another_kind_or_boot(tmp_path: Path) -> None:
+    """What follows a message of another kind waits until that one has left."""
+    with Journal(tmp_path / "probe.db") as journal:
+        flows = [message(1), message(2), message(4), message(5)._replace(boot=2)]
+        totals = message(3)._replace(subject="eastwest.totals.h", packets={})
+        with journal.transaction():
+            for one in (*flows, totals):
+                journal.send(one)
+        left = []
+        while given := journal.outgoing(9):
+            left.append(given)
+            journal.sent(given)
+        assert left == [flows[:2], [totals], flows[2:3], flows[3:]]
 
 
 def test_two_workloads_with_one_label_do_not_pass_unnoticed(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class Cutter:
             if totals:
                 self._send_evidence(offset)
                 self._lives.keep_counts()
-                self._send_state()
+                self._send_state(flows=len(ready) > 0)
             self._journal.hold(_held_blobs(held))
             self._journal.set_number("drained", flows.generation + 1)
         self.held = held
@@ -166,12 +166,13 @@ class Cutter:
         for start in range(0, len(found), EVIDENCE_PER_MESSAGE):
             self._send(EVIDENCE, msgspec.json.encode(found[start : start + EVIDENCE_PER_MESSAGE]), {})
 
-    def _send_state(self) -> None:
+    def _send_state(self, flows: bool) -> None:
         workloads = self._registry.changed()
         for start in range(0, len(workloads), WORKLOADS_PER_MESSAGE):
             self._send(WORKLOADS, msgspec.json.encode(workloads[start : start + WORKLOADS_PER_MESSAGE]), {})
         changed = self._accounts.changed_totals()
-        for start in range(0, len(changed), ROWS_PER_MESSAGE):
+        # After flows there are totals, if empty ones: the outbox sends flows side by side, and then these.
+        for start in range(0, max(len(changed), flows), ROWS_PER_MESSAGE):
             self._send(TOTALS, changed[start : start + ROWS_PER_MESSAGE].tobytes(), {})
         self._journal.set_number("cut", self._journal.number("sequence"))
 

@@ -18,7 +18,7 @@ from eastwest.meter.accounts import AccountRow
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS outbox (
-    boot INTEGER, sequence INTEGER, subject TEXT NOT NULL, payload BLOB NOT NULL, packets BLOB NOT NULL,
+    boot INTEGER, sequence INTEGER, subject TEXT NOT NULL, packets BLOB NOT NULL, payload BLOB NOT NULL,
     PRIMARY KEY (boot, sequence));
 CREATE TABLE IF NOT EXISTS held (id INTEGER PRIMARY KEY, rows BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS accounts (
@@ -34,6 +34,19 @@ CREATE TABLE IF NOT EXISTS workloads (
     WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS present ON workloads (present) WHERE present;
 """
+
+
+_SETTINGS = """
+PRAGMA page_size=16384;
+PRAGMA journal_mode=WAL;
+PRAGMA synchronous=NORMAL;
+PRAGMA secure_delete=OFF;
+"""
+"""NORMAL: a power cut loses the last transactions, and the kernel's counters with them. Debian's SQLite
+overwrites what is deleted unless told not to: each message was written twice. Messages are large, so pages
+are."""
+
+_OUTGOING = "boot, sequence, subject, payload, packets"
 
 
 class Outgoing(NamedTuple):
@@ -59,8 +72,7 @@ class Journal:
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            # NORMAL: a power cut loses the last transactions, and the kernel's counters with them.
-            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;" + _SCHEMA)
+            self._db.executescript(_SETTINGS + _SCHEMA)
         except (OSError, sqlite3.Error) as e:
             raise StoreError(f"cannot open {self._path}: {e}", "choose a writable state_dir") from None
         return self
@@ -114,17 +126,26 @@ class Journal:
 
     def send(self, message: Outgoing) -> None:
         packets = msgspec.json.encode(message.packets)
-        self._execute("INSERT INTO outbox VALUES (?, ?, ?, ?, ?)", (*message[:4], packets))
+        self._execute(f"INSERT INTO outbox ({_OUTGOING}) VALUES (?, ?, ?, ?, ?)", (*message[:4], packets))
 
-    def outgoing(self) -> Outgoing | None:
-        """The oldest message that is not acknowledged."""
-        row = self._execute("SELECT * FROM outbox ORDER BY boot, sequence LIMIT 1").fetchone()
-        return Outgoing._make((*row[:4], msgspec.json.decode(row[4], type=dict[int, int]))) if row else None
+    def outgoing(self, most: int) -> list[Outgoing]:
+        """The oldest messages that are not acknowledged, in order: up to `most` of one boot and subject."""
+        first = self._execute("SELECT boot, subject FROM outbox ORDER BY boot, sequence LIMIT 1").fetchone()
+        if first is None:
+            return []
+        other = "SELECT min(sequence) FROM outbox WHERE boot = ?1 AND subject != ?2"
+        rows = self._execute(
+            f"SELECT {_OUTGOING} FROM outbox WHERE boot = ?1 AND sequence < coalesce(({other}), 1 << 62) "
+            "ORDER BY sequence LIMIT ?3",
+            (*first, most),
+        )
+        decode = msgspec.json.Decoder(dict[int, int]).decode
+        return [Outgoing._make((*row[:4], decode(row[4]))) for row in rows]
 
-    def sent(self, message: Outgoing) -> None:
+    def sent(self, messages: Sequence[Outgoing]) -> None:
         with self.transaction():
-            key = (message.boot, message.sequence)
-            self._execute("DELETE FROM outbox WHERE boot = ? AND sequence = ?", key)
+            for boot, sequence, *_ in messages:
+                self._execute("DELETE FROM outbox WHERE boot = ? AND sequence = ?", (boot, sequence))
 
     def unsent(self, boot: int) -> list[tuple[int, dict[int, int]]]:
         """Sequence and packets by label of each flows message not acknowledged."""

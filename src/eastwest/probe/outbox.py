@@ -1,15 +1,22 @@
-"""Hands the outbox to the stream, in order; what is acknowledged leaves the disk."""
+"""Hands the outbox to the stream; what is acknowledged leaves the disk.
+
+In order, but for a run of flows, whose messages are under way side by side: a cut ends with a message of
+another kind, which is sent when all before it are in the stream. So who has that one has the whole cut.
+"""
 
 import asyncio
 import logging
 
 from eastwest.bus.client import Bus
+from eastwest.bus.messages import FLOWS
 from eastwest.errors import BusError, StoreError
-from eastwest.probe.journal import Journal
+from eastwest.probe.journal import Journal, Outgoing
 
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
+_AT_ONCE = 8
+"""Messages of flows under way: the bus always has one, and they take little memory."""
 
 
 class Outbox:
@@ -40,9 +47,20 @@ class Outbox:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _send_next(self) -> bool:
-        message = self._journal.outgoing()
-        if message is None:
+        messages = self._journal.outgoing(_AT_ONCE)
+        if not messages:
             return False
+        if not messages[0].subject.startswith(f"{FLOWS}."):
+            del messages[1:]
+        failures = await asyncio.gather(*map(self._publish, messages), return_exceptions=True)
+        self._journal.sent([one for one, failure in zip(messages, failures, strict=True) if not failure])
+        for failure in failures:
+            if failure:
+                raise failure
+        self.problem = None
+        return True
+
+    async def _publish(self, message: Outgoing) -> None:
         await self._bus.publish(
             message.subject,
             message.payload,
@@ -50,6 +68,3 @@ class Outbox:
             boot=message.boot,
             sequence=message.sequence,
         )
-        self._journal.sent(message)
-        self.problem = None
-        return True
