@@ -79,8 +79,8 @@ ether host 02:00:00:00:00:01 and (ip or ip6 or arp) and not broadcast | udp or t
 """
 
 REFUSED = {
-    "inbound": "direction of the tap",
-    "outbound": "direction of the tap",
+    "inbound": "--direction ingress",
+    "outbound": "--direction ingress",
     "ip protochain 6": "protochain",
     "ip6 protochain \\tcp": "protochain",
     "protochain 51": "protochain",
@@ -107,7 +107,7 @@ REFUSED = {
     "oamf4": "ATM",
     "metac": "ATM",
     "connectmsg": "ATM",
-    "ether[4294963204] = 0": "direction of the tap",
+    "ether[4294963204] = 0": "--direction ingress",
     "ether[4294963200:2] = 0": "metadata 0",
     "ether[4294963256] = 0": "metadata 56",
     "ether[4294967290] = 0": "metadata 4090",

@@ -41,7 +41,7 @@ def test_a_port_is_captured_to_the_packet(site: Site, netns: Path) -> None:
             assert ": 57.0 kB on the wire, " in capture.said[-3]
             assert capture.said[-2:] == [
                 "eastwest: 500 packets matched = 500 written",
-                "eastwest: 40 not matched by the filter",
+                "eastwest: 40 not matched by filter or direction",
             ]
         nothing_ordered(site)
         (account,) = site.json("ledger", "--taps")
@@ -264,8 +264,12 @@ def test_wireshark_lists_workloads_and_captures_them(site: Site, netns: Path) ->
         listed, _ = tshark("-D").communicate(timeout=SECONDS)
         assert f" eastwest-{workload.name} (eastwest: {workload.name} (host h1))\n" in listed
         fields = ("-T", "fields", "-e", "udp.dstport", "-e", "frame.interface_name")
-        reading = tshark("-i", f"eastwest-{workload.name}", "-f", f"udp port {PORT}", "-c", "5", *fields)
+        setting = re.sub(r"[^a-zA-Z1-9_]", "_", f"eastwest-{workload.name}")  # as Wireshark does
+        option = f"extcap.{setting}.direction:egress"
+        interface = ("-i", f"eastwest-{workload.name}", "-o", option)
+        reading = tshark(*interface, "-f", f"udp port {PORT}", "-c", "5", *fields)
         tapped(site, workload)
+        assert site.json("taps")[0]["direction"] == "egress"
         send(workload, range(3), port=9)
         send(workload, range(5))
         out, err = reading.communicate(timeout=SECONDS)

@@ -61,13 +61,14 @@ def test_an_order_is_kept_with_a_secret_that_nobody_is_told(tmp_path: Path) -> N
 
     async def test(s: Site) -> None:
         before = time.time_ns()
-        answer = await add(s, snaplen=128, service_id=7, payload="474554@0", tls=True)
+        answer = await add(s, snaplen=128, service_id=7, payload="474554@0", tls=True, direction="egress")
         order = await ordered(s)
         assert order is not None
         assert (order.selector, order.filter, order.to) == (
             "service=web,tenant=a", "tcp port 80", "app.example:9000",
         )  # fmt: skip
         assert (order.snaplen, order.service_id, order.payload) == (128, 7, "474554@0")
+        assert order.direction == answer["direction"] == "egress"
         assert (order.receiver, order.tls, order.store) == ("application", True, False)
         assert before + 3599 * 10**9 < order.expires < time.time_ns() + 3600 * 10**9
         assert len(order.key) == 32
@@ -103,6 +104,11 @@ def test_the_same_order_again_gives_it_another_time_only(tmp_path: Path) -> None
         (
             {"filter": "tcp prot 80"},
             "libpcap refuses the filter: can't parse filter expression: syntax error",
+        ),
+        ({"filter": "inbound"}, "a filter cannot ask for inbound and outbound here"),
+        (
+            {"direction": "in"},
+            "direction must be ingress (received by the workload), egress (sent by it) or both",
         ),
         ({"payload": "GET"}, "'GET' is not a byte pattern"),
         ({"to": "nowhere"}, "'nowhere' is not HOST:PORT"),

@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from eastwest.probe import tap
 from eastwest.probe import taps as standing
 from eastwest.tap.config import TapConfig
 from tests.conftest import Workload
+from tests.kernel.frames import ethernet, ipv4, udp
+from tests.kernel.tapping import packet_socket
 from tests.system.bus_server import RunningServer
+from tests.system.capturing import Group
 from tests.system.receiver import Receiver
 from tests.system.tap_desk import KEY, site
 from tests.system.test_probe import holds, with_server
@@ -144,6 +148,45 @@ def test_a_cgroups_descendants_are_copied_and_new_ones_too(netns: Path, cgroup: 
             (section,) = receiver.streams[0].sections
             assert {interface.link_type for interface in section.interfaces} == {101}
             assert {packet.custom[0] for packet in section.packets} == {label}
+
+    with_server(tmp_path, test)
+
+
+@pytest.mark.parametrize("filter_", ["", "udp"])
+def test_one_direction_is_copied_alone(netns: Path, cgroup: Path, tmp_path: Path, filter_: str) -> None:
+    """As the workload sees it, at a port and at a cgroup, filtered or not; the other is not matched."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with site(server, state, netns=netns, cgroup_root=cgroup) as (h, desk):
+            with Workload(netns) as one, Group(netns, cgroup / "web.scope") as group, Receiver() as receiver:
+                for kind, name in (("port", one.name), ("cgroup", "web")):
+                    await h.knows(name)
+                    for direction in ("ingress", "egress", "both"):
+                        said = {"selector": f"name={name}", "direction": direction, "filter": filter_}
+                        await desk.order(f"{kind}-{direction}", receiver.to, **said)
+                        await desk.copying(f"{kind}-{direction}")
+                one.send(30)
+                with packet_socket(netns, one.port) as s:
+                    for number in range(50):
+                        s.send(ethernet(ipv4(udp(bytes([number] * 64)), 17), 0x0800))
+                group.send(20)
+                points = {point.tap: point for point in (await desk.answer()).points}
+                await holds(lambda: sum(stream.count for stream in receiver.streams) == 2 * (80 + 40))
+            counts = {
+                name: (point.matched, point.not_matched, point.written) for name, point in points.items()
+            }
+            assert counts == {
+                "port-ingress": (50, 30, 50), "port-egress": (30, 50, 30), "port-both": (80, 0, 80),
+                "cgroup-ingress": (20, 20, 20), "cgroup-egress": (20, 20, 20), "cgroup-both": (40, 0, 40),
+            }  # fmt: skip
+            told = {}
+            for stream in receiver.streams:
+                name = json.loads(stream.sections[0].options[1])["tap"]
+                told[name] = Counter(packet.flags & 3 for packet in stream.packets)
+            assert told == {
+                "port-ingress": {1: 50}, "port-egress": {2: 30}, "port-both": {1: 50, 2: 30},
+                "cgroup-ingress": {1: 20}, "cgroup-egress": {2: 20}, "cgroup-both": {1: 20, 2: 20},
+            }  # fmt: skip
 
     with_server(tmp_path, test)
 

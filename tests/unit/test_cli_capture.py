@@ -26,6 +26,7 @@ Capture = pytest.CaptureFixture[str]
 
 WORDS = section() + interface()
 NAME = "capture-0a0b0c0d"
+_ASKED = ("-f", "udp", "--direction", "ingress", "-c", "10", "-s", "96")
 
 
 def stream(packets: int) -> bytes:
@@ -44,9 +45,9 @@ def tap(**fields: object) -> dict[str, object]:
     """One entry of /taps."""
     host = {"host": "h1", "points": 1, "connected": True, "refused": [], "problem": ""}
     return {
-        "name": "web", "selector": "name=web", "filter": "", "receiver": "collector", "to": "127.0.0.1:8471",
-        "store": True, "expires": None, "pcap_over_ip": "", "workloads": 1, "matched": 0, "delivered": 0,
-        "lost": {}, "hosts": [host],
+        "name": "web", "selector": "name=web", "filter": "", "direction": "both", "receiver": "collector",
+        "to": "127.0.0.1:8471", "store": True, "expires": None, "pcap_over_ip": "",
+        "workloads": 1, "matched": 0, "delivered": 0, "lost": {}, "hosts": [host],
     } | fields  # fmt: skip
 
 
@@ -169,12 +170,12 @@ def test_a_capture_of_n_packets(api: Stub, capsys: Capture, tmp_path: Path) -> N
         "ledger/taps": [account(13, lost={"buffer_full": 1}, not_matched_packets=4)],
     }  # fmt: skip
     file = tmp_path / "x.pcapng"
-    assert cli.main(["capture", "name=web", "-f", "udp", "-c", "10", "-s", "96", "-w", str(file)]) == 0
+    assert cli.main(["capture", "name=web", *_ASKED, "-w", str(file)]) == 0
     assert file.read_bytes() == stream(10)
     ((_, _, _, order), *_) = [asked for asked in api.asked if asked[:2] == ("POST", "taps")]
     assert order == {
         "name": NAME, "selector": "name=web", "filter": "udp", "payload": "", "snaplen": 96, "store": False,
-        "for": "10s", "segment": False,
+        "for": "10s", "segment": False, "direction": "ingress",
     }  # fmt: skip
     assert ("DELETE", f"taps/{NAME}") in [asked[:2] for asked in api.asked]
     told = capsys.readouterr().err.splitlines()
@@ -182,7 +183,7 @@ def test_a_capture_of_n_packets(api: Stub, capsys: Capture, tmp_path: Path) -> N
     assert told[-3].endswith(f": 620 B on the wire, {octets(len(stream(10)))} of pcapng")
     assert told[-2:] == [
         "eastwest: 13 packets matched = 10 written + 2 beyond what was asked for + 1 lost (buffer_full)",
-        "eastwest: 4 not matched by the filter",
+        "eastwest: 4 not matched by filter or direction",
     ]
 
 
@@ -249,12 +250,15 @@ def test_taps_are_added_listed_and_removed(api: Stub, capsys: Capture) -> None:
         "--service-id",
         "7",
         "--segment",
+        "--direction",
+        "egress",
     ]
     assert cli.main(["tap", "add", "web", "name=web", *more]) == 0
     assert api.asked == [
         ("POST", "taps", {}, {
             "name": "web", "selector": "name=web", "filter": "tcp port 80", "for": "forever", "payload": "",
             "snaplen": 0, "segment": True, "service_id": 7, "to": "app:9", "tls": True, "store": True,
+            "direction": "egress",
         }),
     ]  # fmt: skip
     assert capsys.readouterr().out.splitlines() == [

@@ -12,6 +12,10 @@ ENDPOINTS_BUCKET = "eastwest-endpoints"
 own ends of TCP, whose packets no tap copies."""
 
 
+Direction = Literal["ingress", "egress", "both"]
+"""As the workload sees it: egress is sent by it."""
+
+
 def taps_subject(host: str) -> str:
     """Request subject on which the probe of `host` answers with a `TapsAnswer`."""
     return f"eastwest.probe.{host}.taps"
@@ -32,6 +36,7 @@ class TapOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     tls: bool = False
     filter: str = ""
     """pcap-filter(7); empty takes every packet."""
+    direction: Direction = "both"
     payload: str = ""
     """Bytes that the payload holds (see `tap.payload.parse`); empty: any."""
     snaplen: int = 0

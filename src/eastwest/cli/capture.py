@@ -17,10 +17,12 @@ from eastwest.cli.units import octets, size
 from eastwest.labels.selector import Selector
 from eastwest.manager.times import duration
 
+_ORDERED = ("filter", "direction", "payload", "snaplen", "segment")
+
 
 @click.command("capture")
 @click.argument("selector")
-@click.option("-f", "--filter", "text", default="", metavar="FILTER", help="pcap-filter(7), as for tcpdump.")
+@click.option("-f", "--filter", default="", metavar="FILTER", help="pcap-filter(7), as for tcpdump.")
 @click.option("-c", "packets", type=click.IntRange(min=1), metavar="N", help="End after N packets.")
 @click.option("--for", "lasts", metavar="TIME", help="End after so long: 30s, 5m, 2h.")
 @click.option("--max-bytes", metavar="SIZE", help="End before the output is longer: 500, 10k, 10M, 2G.")
@@ -30,6 +32,7 @@ from eastwest.manager.times import duration
 @click.option(
     "-s", "snaplen", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Of each packet, the first."
 )
+@options.direction
 @options.segment
 @click.option("--payload", default="", metavar="PATTERN", help="Bytes that the payload holds.")
 @click.option("--no-wait", is_flag=True, help="Refuse a selector that selects nothing now.")
@@ -45,7 +48,7 @@ def command(selector: str, **said: Any) -> None:
     """
     Selector.parse(selector)  # refuse here what the server would refuse
     config = CaptureConfig(
-        order=order(selector, said["text"], said["payload"], said["snaplen"], said["segment"]),
+        order=order(selector, **{key: said[key] for key in _ORDERED}),
         packets=said["packets"],
         bytes=size(said["max_bytes"]) if said["max_bytes"] else None,
         seconds=seconds(said["lasts"]) if said["lasts"] else None,
@@ -57,11 +60,9 @@ def command(selector: str, **said: Any) -> None:
         raise click.exceptions.Exit(1)
 
 
-def order(selector: str, text: str = "", payload: str = "", snaplen: int = 0, segment: bool = False) -> Row:
+def order(selector: str, **said: Any) -> Row:
     """What the API is told: a tap with a name of its own."""
-    name = f"capture-{secrets.token_hex(4)}"
-    said = {"filter": text, "payload": payload, "snaplen": snaplen, "segment": segment}
-    return {"name": name, "selector": selector, **said}
+    return {"name": f"capture-{secrets.token_hex(4)}", "selector": selector, **said}
 
 
 def seconds(text: str) -> float:
@@ -124,7 +125,7 @@ def summary(outcome: Outcome) -> list[str]:
     if missing:
         lines.append(f"which does not add up: {missing:+,} packets; see: eastwest ledger --taps")
     if ledger["not_matched_packets"]:
-        lines.append(f"{ledger['not_matched_packets']:,} not matched by the filter")
+        lines.append(f"{ledger['not_matched_packets']:,} not matched by filter or direction")
     return lines
 
 

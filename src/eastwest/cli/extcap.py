@@ -27,6 +27,7 @@ _ANY = "eastwest"
 
 _FOLDER = re.compile(r"^(?:Personal )?extcap path:\s+(/.+)$", re.MULTILINE | re.IGNORECASE)
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+_DIRECTIONS = ("both", "ingress", "egress")
 _LINKS = {True: (1, "EN10MB", "Ethernet"), False: (101, "RAW", "Raw IP")}
 
 
@@ -42,6 +43,7 @@ _LINKS = {True: (1, "EN10MB", "Ethernet"), False: (101, "RAW", "Raw IP")}
 @click.option("--capture", "capturing", is_flag=True, hidden=True)
 @click.option("--fifo", default="", hidden=True)
 @click.option("--selector", default="", hidden=True)
+@click.option("--direction", type=click.Choice(_DIRECTIONS), default=_DIRECTIONS[0], hidden=True)
 def command(**said: Any) -> None:
     """List workloads as interfaces in Wireshark and tshark.
 
@@ -56,7 +58,7 @@ def command(**said: Any) -> None:
     elif said["config"]:
         _say_settings(said["interface"])
     elif said["capturing"]:
-        _capture(said["interface"], said["selector"], said["text"], said["fifo"])
+        _capture(said["interface"], said["selector"], said["fifo"], said["text"], said["direction"])
     elif said["text"]:
         _check(said["text"])
     else:
@@ -138,6 +140,13 @@ def _say_settings(interface: str) -> None:
             "arg {number=0}{call=--selector}{display=Selector}{type=string}{default=name=*}{required=true}"
             "{tooltip=key=value, several with commas: tenant=a,service=web*}"
         )
+    click.echo(
+        "arg {number=1}{call=--direction}{display=Direction}{type=selector}{required=false}"
+        "{tooltip=ingress: what the workload receives; egress: what it sends}"
+    )
+    for direction in _DIRECTIONS:
+        default = "true" if direction == _DIRECTIONS[0] else "false"
+        click.echo(f"value {{arg=1}}{{value={direction}}}{{display={direction}}}{{default={default}}}")
 
 
 def _check(text: str) -> None:
@@ -150,7 +159,7 @@ def _check(text: str) -> None:
         click.echo(str(error))
 
 
-def _capture(interface: str, selector: str, text: str, fifo: str) -> None:
+def _capture(interface: str, selector: str, fifo: str, text: str, direction: str) -> None:
     if not fifo:
         raise click.UsageError("give --fifo")
     if interface != _ANY:
@@ -158,6 +167,6 @@ def _capture(interface: str, selector: str, text: str, fifo: str) -> None:
         if row is None:
             raise RefusedError(f"there is no workload for '{interface}'", "see: tshark -D")
         selector = f"label={row['label']}"
-    config = CaptureConfig(capture.order(selector or "name=*", text))
+    config = CaptureConfig(capture.order(selector or "name=*", filter=text, direction=direction))
     if not capture.run(config, fifo, quiet=True):
         raise click.exceptions.Exit(1)

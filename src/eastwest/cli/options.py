@@ -24,6 +24,12 @@ segment = click.option(
     is_flag=True,
     help="Copies as on the wire: super-packets cut, checksums finished. Costs CPU time.",
 )
+direction = click.option(
+    "--direction",
+    type=click.Choice(["ingress", "egress", "both"]),
+    default="both",
+    help="Only what workloads receive (ingress), or send (egress).",
+)
 SEGMENT_PRICE = (
     "copies as on the wire: the hosts' CPUs cut super-packets and finish checksums for them, which takes "
     "CPU time from the workloads"

@@ -31,6 +31,7 @@ def command() -> None:
 @click.option("--tls", is_flag=True, help="Speak TLS to the application.")
 @click.option("--no-store", is_flag=True, help="Keep no files: only for who reads it now.")
 @click.option("-s", "snaplen", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Of each packet.")
+@options.direction
 @options.segment
 @click.option("--payload", default="", metavar="PATTERN", help="Bytes that the payload holds: 474554@0.")
 @click.option("--service-id", type=click.IntRange(0, (1 << 32) - 1), metavar="N", help="What copies carry.")
@@ -41,7 +42,8 @@ def add(name: str, selector: str, **said: Any) -> None:
     """
     Selector.parse(selector)  # refuse here what the server would refuse
     document = {"name": name, "selector": selector, "filter": said["text"], "for": said["lasts"]}
-    document |= {key: said[key] for key in ("payload", "snaplen", "segment", "service_id", "to", "tls")}
+    same = ("direction", "payload", "snaplen", "segment", "service_id", "to", "tls")
+    document |= {key: said[key] for key in same}
     with Api() as api:
         tap = api.post("taps", document | {"store": not said["no_store"]})
     click.echo(printable(f"tap {name}: {tap['workloads']} workloads now, to {_where(tap)}{_until(tap)}"))
@@ -76,6 +78,7 @@ COLUMNS = (
     Column("name", field("name")),
     Column("workloads", field("selector"), keep=False),
     Column("filter", field("filter"), keep=False, drop="empty"),
+    Column("direction", field("direction"), drop="same"),
     Column("to", _where, keep=False),
     Column("ports", lambda row: str(sum(host["points"] for host in row["hosts"])), "right"),
     Column("hosts", lambda row: str(sum(host["points"] > 0 for host in row["hosts"])), "right", drop="same"),

@@ -308,15 +308,16 @@ static __always_inline bool copy_undisturbed(struct __sk_buff *skb, const struct
 
 static __always_inline void tap(struct __sk_buff *skb, const struct tap_point *point, __u32 direction, bool frame)
 {
-	__u64 takers = point->every;
+	__u64 asked = direction == EPB_INBOUND ? point->ingress : point->egress;
+	__u64 takers = point->every & asked, filtered = point->filtered & asked;
 	struct job job = {.wire = 1};
 	bool own = false;
 
 	if (frame && point->segmenting)
 		job.wire = wire_packets(skb);
-	if (point->filtered)
-		takers |= point->filtered & (frame ? matching_port_orders(skb, point->place)
-						   : matching_cgroup_orders(skb, point->place));
+	if (filtered)
+		takers |= filtered & (frame ? matching_port_orders(skb, point->place)
+					    : matching_cgroup_orders(skb, point->place));
 	if (takers)
 		own = frame ? own_frame(skb) : own_packet(skb);
 	if (takers && !own)

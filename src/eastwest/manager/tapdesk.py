@@ -71,6 +71,7 @@ class TapDesk:
             receiver="collector" if said.to is None else "application",
             tls=said.tls if said.to is not None or self._streams is None else self._streams.tls,
             filter=said.filter.strip(),
+            direction=said.direction,
             payload=said.payload,
             snaplen=said.snaplen,
             segment=said.segment,

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from eastwest.bus.taps import Direction
+
 _COUNT = (1 << 32) - 1
 LONGEST_FILTER = 32768
 LARGEST_SNAPLEN = 122_880
@@ -25,6 +27,9 @@ class TapWanted(BaseModel):
     selector: str = Field(max_length=1000, description="a selector of at most 1000 characters")
     filter: str = Field(
         "", max_length=LONGEST_FILTER, description=f"a pcap-filter of at most {LONGEST_FILTER} characters"
+    )
+    direction: Direction = Field(
+        "both", description="ingress (received by the workload), egress (sent by it) or both"
     )
     payload: str = Field(
         "", max_length=80, description="bytes in hexadecimal, like 474554, 474554@0 or 474554<64"
@@ -80,6 +85,7 @@ class Tap(BaseModel):
     name: str
     selector: str
     filter: str
+    direction: Direction
     payload: str
     snaplen: int
     segment: bool

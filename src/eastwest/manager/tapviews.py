@@ -14,6 +14,7 @@ def tap(order: TapOrder, hosts: Sequence[TapHost], workloads: int, pcap_over_ip:
         name=order.name,
         selector=order.selector,
         filter=order.filter,
+        direction=order.direction,
         payload=order.payload,
         snaplen=order.snaplen,
         segment=order.segment,

@@ -256,6 +256,7 @@ class StandingTaps:
             snaplen=tap.snaplen,
             filter=filter_,
             segment=tap.order.segment,
+            direction=tap.order.direction,
         )
 
     # -- what it tells ---------------------------------------------------------------------------------------

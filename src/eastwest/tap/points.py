@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from eastwest.bus.taps import TapPoint
+from eastwest.bus.taps import Direction, TapPoint
 from eastwest.errors import KernelError, RefusedError
 from eastwest.tap.filter import Filter, Programs
 from eastwest.tap.reading import Hook
@@ -53,6 +53,8 @@ class Taking(NamedTuple):
 
     segment: bool = False
     """Copies as on the wire, at ports only."""
+
+    direction: Direction = "both"
 
 
 @dataclass
@@ -231,6 +233,7 @@ class Points:
             service=taking.service,
             filtered=taking.filter is not None,
             segment=self._segment(taking) if taking.segment else 0,
+            direction=taking.direction,
         )
 
     def _segment(self, taking: Taking) -> int:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from eastwest.bus.taps import Direction
 from eastwest.errors import MissingFeature, RefusedError
 from eastwest.kernel import attach, features
 from eastwest.kernel.events import RingBuffer
@@ -63,6 +64,8 @@ class Order(NamedTuple):
     segment: int = 0
     """Not 0: copies as on the wire; a number that no other order has. See `Segments`."""
 
+    direction: Direction = "both"
+
 
 class Point(NamedTuple):
     """A port or cgroup: its label, its orders in the order of the filters' bits, and the filters' place."""
@@ -79,7 +82,10 @@ class Point(NamedTuple):
         for bit, order in enumerate(self.orders):
             if not SHORTEST_SNAPLEN <= order.snaplen <= CAPTURE:
                 raise RefusedError(f"snaplen {order.snaplen}", f"choose {SHORTEST_SNAPLEN} to {CAPTURE}")
-            point["filtered" if order.filtered else "every"] |= np.uint64(1 << bit)
+            bits = ["filtered" if order.filtered else "every"]
+            bits += ["ingress", "egress"] if order.direction == "both" else [order.direction]
+            for name in bits:
+                point[name] |= np.uint64(1 << bit)
             fields = (order.destination, order.interface, order.stream, order.snaplen, order.service)
             point["order"][bit] = (*fields, order.segment)
         point["label"], point["place"], point["orders"] = self.label, self.place, len(self.orders)

@@ -67,7 +67,8 @@ def check(code: Sequence[Instruction], hook: Hook) -> None:
 def _check_metadata(number: int, hook: Hook) -> None:
     if number == _PKTTYPE:
         raise RefusedError(
-            "inbound and outbound are not asked of a packet here", "choose the direction of the tap instead"
+            "a filter cannot ask for inbound and outbound here",
+            "leave it out and give the tap a direction: --direction ingress, or egress",
         )
     if number not in _METADATA or hook is not Hook.PORT:
         raise RefusedError(f"metadata {number} of a packet cannot be asked for", _WRITE_OTHERWISE)

@@ -33,6 +33,8 @@ struct tap_order {
 struct tap_point {
 	__u64 filtered; /* orders that take what the filters at `place` say */
 	__u64 every;	/* orders that take every packet */
+	__u64 ingress;	/* orders that take what the workload receives, … */
+	__u64 egress;	/* … and what it sends */
 	__u32 label;
 	__u32 place;
 	__u32 orders;
