@@ -3,7 +3,7 @@
 import random
 import struct
 
-from tests.pcapng import block, header, interface, option, packet
+from tests.pcapng import block, header, interface, option, own, packet
 
 _WORDS = (0, 1, 2, 3, 4, 5, 6, 8, 11, 12, 13, 28, 31, 32, 36, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFC, 0xFFFFFFFF)
 _KINDS = (1, 2, 3, 4, 5, 6, 10, 0x0BAD, 0x40000BAD, 0x0A0D0D0A, 0x1A2B3C4D, 0x4D3C2B1A)
@@ -23,7 +23,7 @@ def sound(chance: random.Random, key: str = "key") -> list[bytes]:
             blocks.append(block(chance.choice((4, 5, 10, 0x0BAD)), bytes(4 * chance.randrange(8))))
         else:
             options = option(2, bytes(4)) + option(4, bytes(8)) if chance.randrange(2) else b""
-            options += option(2989, bytes(20)) if chance.randrange(2) else b""
+            options += own(0, enterprise=0) if chance.randrange(2) else b""
             data = chance.randbytes(chance.randrange(90))
             blocks.append(packet(data, chance.randrange(interfaces), chance.randrange(1 << 16), options))
     return blocks

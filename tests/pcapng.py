@@ -40,6 +40,11 @@ def packet(
     return block(6, head + data + bytes(-len(data) % 4) + (options + END if options else b""))
 
 
+def own(service: int, label: int = 1, enterprise: int = 32473) -> bytes:
+    """The option that a tap's packets have."""
+    return option(2989, struct.pack("=3I4H", enterprise, label, service, 0, 0, 0, 1))
+
+
 def header(host: str, tap: str, key: str | None = None, enterprise: int = 32473) -> bytes:
     """The section header with which a probe begins a stream to a collector."""
     told = option(1, json.dumps({"host": host, "tap": tap}).encode())

@@ -1,5 +1,6 @@
-"""Passwords come from files: a URL with one in it would be in messages, in logs and in the API's answers."""
+"""Passwords and certificates come from files: a URL with a password would be in messages and in logs."""
 
+import ssl
 from pathlib import Path
 
 from eastwest.errors import ConfigError
@@ -28,3 +29,14 @@ def read_password(path: Path | None, whose: str) -> str | None:
             f"cannot read the {whose} password file {path}: {reason}",
             "give password_file a file that this user can read",
         ) from error
+
+
+def trust(ca_file: Path | None, setting: str) -> ssl.SSLContext:
+    """For TLS with whom these certificates (PEM) vouch for; None: those that this host trusts.
+
+    Raises ConfigError that names the setting.
+    """
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"no certificates in {ca_file}: {error}", f"correct {setting}") from None

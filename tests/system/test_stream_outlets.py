@@ -4,18 +4,22 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from eastwest.collector.hub import RELAY
-from eastwest.collector.streamconfig import RelayConfig
+from eastwest.collector.outlets import Outlets
+from eastwest.collector.streamconfig import RelayConfig, StreamsConfig
+from eastwest.errors import ConfigError
 from tests import pcapng
 from tests.conftest import require
 from tests.kernel import blocks
 from tests.system.bus_server import until
-from tests.system.streams_site import Site, in_loop, site
+from tests.system.receiver import Receiver
+from tests.system.streams_site import KEY, Sender, Site, in_loop, site
+from tests.system.test_delivery import certificate
 from tests.system.user_site import free_port
 
 PORT = pcapng.interface("tap0")
@@ -165,6 +169,76 @@ async def test_a_relay(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_each_service_to_its_application(tmp_path: Path) -> None:
+    """Of one tap, from two hosts: every application gets its service's packets alone, and one gets all."""
+    services: tuple[int | None, ...] = (7, 8, None)
+    enterprises = {"h1": 32473, "h2": 99}
+    ports = {service: free_port() for service in services}
+    got: dict[int | None, list[bytearray]] = {service: [] for service in services}
+    relays = [
+        RelayConfig(match="web", to=f"127.0.0.1:{port}", service_id=service)
+        for service, port in ports.items()
+    ]
+    async with AsyncExitStack() as stack:
+        for service, port in ports.items():
+            await stack.enter_async_context(application(port, got[service]))
+        place = await stack.enter_async_context(site(tmp_path, relay=relays))
+        await place.tap()
+        for host, enterprise in enterprises.items():
+            async with Sender.connected(place.streams.to) as sender:
+                await sender.send(pcapng.header(host, "web", KEY, enterprise), pcapng.interface(host))
+                for n in range(300):
+                    of = pcapng.own(7 + n % 3, enterprise=enterprise)
+                    await sender.send(pcapng.packet(b"%d" % n, options=of))
+                assert await sender.end() == 300
+        await place.untap()
+        await reading(place, 0)
+
+        async def all_there() -> bool:
+            return sum(len(numbers(bytes(of))) for streams in got.values() for of in streams) == 1000
+
+        await until(all_there)
+        for service, streams in got.items():
+            wanted = [n for n in range(300) if service in (None, 7 + n % 3)]
+            (stream,) = streams
+            assert numbers(bytes(stream)) == wanted * 2
+            (section,) = blocks.parse(bytes(stream))
+            assert {section.interfaces[packet.interface].name for packet in section.packets} == {"h1", "h2"}
+
+
+@in_loop
+async def test_a_relay_over_tls(tmp_path: Path) -> None:
+    """Megabytes, to their end, to an application that is who it says; not one packet to another."""
+    context, ca_file = certificate(tmp_path)
+    (tmp_path / "other").mkdir()
+    other, _ = certificate(tmp_path / "other")
+    with Receiver(confirms=False, tls=context) as receiver, Receiver(tls=other) as impostor:
+        relays = [
+            RelayConfig(match="*", to=one.to, tls=True, ca_file=ca_file) for one in (receiver, impostor)
+        ]
+        async with site(tmp_path, relay=relays) as place:
+            await place.tap(store=False)
+
+            async def said() -> bool:
+                problems = place.streams.problems()
+                return len(problems) == 1 and "certificate" in problems[0] and impostor.to in problems[0]
+
+            await until(said, 30)
+            async with place.sender() as sender:
+                await sender.send(PORT, *[pcapng.packet(bytes(1400))] * 4000)
+                assert await sender.end() == 4000
+            await place.untap()
+
+            async def ended() -> bool:
+                return bool(receiver.streams) and receiver.streams[0].ended
+
+            await until(ended, 30)
+        assert receiver.streams[0].count == 4000
+        assert len(receiver.streams[0].packets) == 4000
+        assert impostor.streams == []
+
+
+@in_loop
 async def test_a_relay_whose_application_comes_later(tmp_path: Path) -> None:
     """What waits for it is not lost; that it is away is said, with what to do."""
     got: list[bytearray] = []
@@ -217,6 +291,17 @@ async def test_a_relay_that_breaks(tmp_path: Path) -> None:
                 await until(again, 30)
         seen = [number for stream in got for number in numbers(bytes(stream))]
         assert sorted(set(seen)) == sorted(seen)
+
+
+def test_relays_with_wrong_settings(tmp_path: Path) -> None:
+    """Refused at the start, by the setting's name."""
+    with pytest.raises(ConfigError, match=r"streams\.relay\.service_id = -1"):
+        RelayConfig(match="*", to="a:1", service_id=-1)
+    with pytest.raises(ConfigError, match=r"set tls = true"):
+        RelayConfig(match="*", to="a:1", ca_file=tmp_path)
+    lost = RelayConfig(match="*", to="a:1", tls=True, ca_file=tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"correct \[\[streams\.relay\]\] ca_file"):
+        Outlets(StreamsConfig(relay=[lost]), None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("to", ["", "nowhere", "a:0", "a:99999", "fd00::9:1"])

@@ -5,9 +5,18 @@ from array import array
 
 import pytest
 
-from eastwest.kernel.blocks import ALL, LONGEST_PACKET, LONGEST_WORDS, Malformed, Stop, Walker, renumber
+from eastwest.kernel.blocks import (
+    ALL,
+    LONGEST_PACKET,
+    LONGEST_WORDS,
+    Malformed,
+    Stop,
+    Walker,
+    of_service,
+    renumber,
+)
 from tests.kernel import blocks as independent
-from tests.pcapng import block, interface, option, packet, section
+from tests.pcapng import block, interface, option, own, packet, section
 
 
 def walker(*words: bytes) -> Walker:
@@ -129,6 +138,24 @@ def test_places_outside_the_buffer_are_an_error() -> None:
     for start, end in ((0, 13), (-1, 12), (8, 4)):
         with pytest.raises(ValueError, match="is not within 12 bytes"):
             Walker().walk(bytes(12), start, end)
+
+
+def test_packets_of_a_service() -> None:
+    """Whole and in their order; not those of another service or enterprise, nor such as say none."""
+    ours = [packet(bytes([n]) * n, options=own(7, label=n)) for n in range(5)]
+    others = [
+        packet(b"8", options=own(8)),
+        packet(b"foreign", options=own(7, enterprise=1)),
+        packet(b"bare"),
+        packet(b"short", options=option(2989, struct.pack("=II", 32473, 7))),
+        packet(b"format", options=option(2989, struct.pack("=3I4H", 32473, 1, 7, 0, 0, 0, 2))),
+    ]
+    mixed = [block for pair in zip(ours, others, strict=True) for block in pair]
+    stream = b"".join([*READY, *mixed])
+    start = sum(map(len, READY))
+    assert of_service(stream, start, len(stream), 32473, 7) == (b"".join(ours), 5)
+    assert of_service(stream, start, len(stream), 32473, 9) == (b"", 0)
+    assert of_service(stream, start, start, 32473, 7) == (b"", 0)
 
 
 def test_renumber() -> None:

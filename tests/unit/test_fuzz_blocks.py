@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from eastwest.collector import section
-from eastwest.kernel.blocks import Malformed, Stop, Walker
+from eastwest.kernel.blocks import Malformed, Stop, Walker, of_service
 from tests.hostile_streams import hostile
 
 COUNT = int(os.environ.get("EASTWEST_FUZZ_STREAMS", "20000"))
@@ -44,6 +44,9 @@ def read(stream: memoryview, pieces: list[int]) -> Found:
             except Malformed as error:
                 return at, packets, wire, error.reason
             assert at <= found.end <= end
+            chosen, number = of_service(stream, at, found.end, 0, 0)
+            assert len(chosen) <= found.end - at
+            assert 32 * number <= len(chosen)
             packets, wire, at = packets + found.packets, wire + found.bytes, found.end
             if found.stop is Stop.INCOMPLETE:
                 break

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 from eastwest.collector import section
 from eastwest.errors import RefusedError
-from eastwest.kernel.blocks import renumber
+from eastwest.kernel.blocks import of_service, renumber
 
 MOST_READERS = 16
 """Of one tap, besides those of the settings."""
@@ -63,17 +63,28 @@ class Hub:
         self._bytes += len(block)
         return self._numbers[block]
 
-    def hand_on(self, packets: memoryview, count: int) -> None:
-        """Whole packet blocks whose interfaces have their numbers here."""
-        data = bytes(packets)
+    def hand_on(self, packets: memoryview, count: int, enterprise: int) -> None:
+        """Whole packet blocks whose interfaces have their numbers here; `enterprise`: see `of_service`."""
+        parts: dict[int | None, tuple[bytes, int]] = {}
         for reader in self._readers:
-            reader.offer(data, count)
+            service = reader.service
+            if service not in parts:
+                parts[service] = (
+                    (bytes(packets), count)
+                    if service is None
+                    else of_service(packets, 0, len(packets), enterprise, service)
+                )
+            if parts[service][1]:
+                reader.offer(*parts[service])
 
-    def subscribe(self, kind: str) -> "Subscription":
-        """A new reader, who gets what comes from now on. Raises RefusedError where there are too many."""
+    def subscribe(self, kind: str, service: int | None = None) -> "Subscription":
+        """A new reader, who gets what comes from now on, of one service or of all.
+
+        Raises RefusedError where there are too many.
+        """
         if kind != RELAY and len(self._readers) >= MOST_READERS:
             raise RefusedError(f"{MOST_READERS} read tap {self.tap} already", "end one of them")
-        made = Subscription(self, self._reader_bytes, kind)
+        made = Subscription(self, self._reader_bytes, kind, service)
         self._readers.add(made)
         if self._ended:
             made.end()
@@ -118,10 +129,12 @@ class Subscription:
     Ends when the tap has. Leave it by `close`, or by `async with`.
     """
 
-    def __init__(self, hub: Hub, room: int, kind: str) -> None:
+    def __init__(self, hub: Hub, room: int, kind: str, service: int | None) -> None:
         self._hub = hub
         self._room = room
         self.kind = kind
+        self.service = service
+        """Whose packets it gets; None: those of all services."""
         self.packets = 0
         """Handed to whoever reads."""
         self.lost = 0

@@ -238,7 +238,7 @@ class Intake:
             if self._hub.readers:
                 self._numbers.learn(self._interfaces)
                 self._numbers.put(packets)
-                self._hub.hand_on(packets, found.packets)
+                self._hub.hand_on(packets, found.packets, self.header.enterprise)
 
     def _keep(self, packets: memoryview, found: Walk) -> None:
         """In a thread: to the file, and counted there, so that nobody who is cancelled leaves it out."""

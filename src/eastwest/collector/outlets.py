@@ -6,15 +6,17 @@ Each is a reader like any other: who is slow or away loses packets of its own, c
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 
-from eastwest.bus.address import host_port
+from eastwest.bus.address import connect, host_port
 from eastwest.collector.endpoints import Endpoints
 from eastwest.collector.hub import RELAY, Subscription
 from eastwest.collector.streamconfig import RelayConfig, StreamsConfig, address, shown
 from eastwest.collector.wire import Wire, listen
+from eastwest.credentials import trust
 from eastwest.errors import RefusedError
 
 log = logging.getLogger(__name__)
@@ -29,15 +31,19 @@ _CONNECT_SECONDS = 10.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0
 _FINISH_SECONDS = 5.0
 
-Subscribe = Callable[[str, str], Subscription]
+Subscribe = Callable[[str, str, int | None], Subscription]
 
 
 class Outlets:
-    """What the settings say of who gets which packets. `subscribe`: to a tap, as a kind of reader."""
+    """What the settings say of who gets which packets. `subscribe`: to a tap, as a kind of reader, to the
+    packets of a service or all. Raises ConfigError."""
 
     def __init__(self, config: StreamsConfig, subscribe: Subscribe, endpoints: Endpoints) -> None:
         self._base = address("streams.pcap_over_ip", config.pcap_over_ip) if config.pcap_over_ip else None
-        self._relays = config.relay
+        self._relays = [
+            (relay, trust(relay.ca_file, "[[streams.relay]] ca_file") if relay.tls else None)
+            for relay in config.relay
+        ]
         self._subscribe = subscribe
         self._endpoints = endpoints
         self._serving: dict[str, tuple[socket.socket, asyncio.Task[None]]] = {}
@@ -56,7 +62,7 @@ class Outlets:
 
     async def run(self, taps: Callable[[], Sequence[str]]) -> None:
         """See to every tap that there is, for ever."""
-        for number, relay in enumerate(self._relays):
+        for number, (relay, _) in enumerate(self._relays):
             self._endpoints.set(f"relay {number}", host_port(relay.to))
         try:
             while True:
@@ -87,9 +93,9 @@ class Outlets:
         for tap in taps:
             if self._base and tap not in self._serving:
                 self._serve(tap, self._base)
-            for number, relay in enumerate(self._relays):
+            for number, (relay, tls) in enumerate(self._relays):
                 if (tap, number) not in self._relaying and fnmatchcase(tap, _literal(relay.match)):
-                    work = self._relay(self._subscribe(tap, RELAY), relay)
+                    work = self._relay(self._subscribe(tap, RELAY, relay.service_id), relay, tls)
                     self._relaying[tap, number] = asyncio.create_task(work)
 
     # -- pcap-over-IP ----------------------------------------------------------------------------------------
@@ -130,7 +136,7 @@ class Outlets:
         while True:
             try:
                 connected, _ = await loop.sock_accept(made)
-                reader = self._subscribe(tap, PCAP_OVER_IP)
+                reader = self._subscribe(tap, PCAP_OVER_IP, None)
             except RefusedError as error:
                 log.warning("%s", error)
                 connected.close()
@@ -145,21 +151,22 @@ class Outlets:
     async def _answer(self, reader: Subscription, connected: socket.socket) -> None:
         async with reader:
             with suppress(OSError):
-                await _hand_on(reader, connected)
+                await _hand_on(reader, Wire(connected))
 
     # -- relays ----------------------------------------------------------------------------------------------
 
-    async def _relay(self, reader: Subscription, relay: RelayConfig) -> None:
+    async def _relay(self, reader: Subscription, relay: RelayConfig, tls: ssl.SSLContext | None) -> None:
         """Hand a tap's packets on until it ends; connect again whenever that breaks."""
-        pause, key = _FIRST_PAUSE, f"{reader.tap} to {relay.to}"
+        service = "" if relay.service_id is None else f", service {relay.service_id},"
+        pause, key = _FIRST_PAUSE, f"{reader.tap}{service} to {relay.to}"
         async with reader:
             try:
                 while True:
                     try:
-                        connected = await _connect(relay.to)
+                        wire = await _reach(relay, tls)
                         self._problems.pop(key, None)
                         pause = _FIRST_PAUSE
-                        await _hand_on(reader, connected)
+                        await _hand_on(reader, wire)
                         return
                     except (OSError, TimeoutError) as error:
                         self._problems[key] = (
@@ -174,32 +181,22 @@ class Outlets:
                 self._problems.pop(key, None)
 
 
-async def _connect(to: str) -> socket.socket:
+async def _reach(relay: RelayConfig, tls: ssl.SSLContext | None) -> Wire:
     """Raises OSError, TimeoutError."""
-    loop = asyncio.get_running_loop()
+    host, port = host_port(relay.to)
     async with asyncio.timeout(_CONNECT_SECONDS):
-        problem = OSError("it has no address")
-        for family, kind, protocol, _, place in await loop.getaddrinfo(
-            *host_port(to), type=socket.SOCK_STREAM
-        ):
-            made = socket.socket(family, kind, protocol)
-            try:
-                made.setblocking(False)
-                await loop.sock_connect(made, place)
-            except OSError as error:
-                made.close()
-                problem = error
-            except BaseException:
-                made.close()
-                raise
-            else:
-                return made
-        raise problem
+        wire = Wire(await connect(host, port))
+        try:
+            if tls:
+                await wire.secure(tls, host)
+        except BaseException:
+            wire.close()
+            raise
+        return wire
 
 
-async def _hand_on(reader: Subscription, connected: socket.socket) -> None:
+async def _hand_on(reader: Subscription, wire: Wire) -> None:
     """All that a reader gets, until its tap ends. Raises OSError where the other end has left."""
-    wire = Wire(connected)
     sending = asyncio.create_task(_send(reader, wire))
     leaving = asyncio.create_task(_leaves(wire))
     try:

@@ -5,6 +5,7 @@ each with the one length that it may have; a key, and whatever else is not to be
 """
 
 import struct
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
@@ -36,6 +37,8 @@ class Header(msgspec.Struct, frozen=True):
     host: str
     tap: str
     key: bytes
+    enterprise: int
+    """The number under which its packets have an option of our own."""
     section: bytes
     """The block to be written in its stead, without the key."""
 
@@ -55,7 +58,8 @@ def header(block: Buffer) -> Header:
     if not told.host or len(told.host) > 255 or not told.host.isprintable():
         raise Malformed("a host whose name is empty, too long or not printable")
     texts = {code: found[code] for code in sorted(_SECTION_TEXTS & set(found))}
-    return Header(told.host, told.tap, found.get(_SECRET, b"")[4:], _section(texts))
+    secret = found.get(_SECRET, b"").ljust(4, b"\0")
+    return Header(told.host, told.tap, secret[4:], int.from_bytes(secret[:4], sys.byteorder), _section(texts))
 
 
 def section(comment: Mapping[str, object]) -> bytes:

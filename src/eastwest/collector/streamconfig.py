@@ -14,12 +14,21 @@ class RelayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     match: str
     to: str
+    service_id: int | None = None
+    """Of these taps only the packets of this service; None: all."""
+    tls: bool = False
+    ca_file: Path | None = None
+    """Certificates (PEM) of who may receive over TLS; None: those that this host trusts."""
 
     def __post_init__(self) -> None:
         try:
             host_port(self.to)
         except RefusedError as error:
             raise ConfigError(f"streams.relay.to: {error.what}", error.remedy) from None
+        if self.service_id is not None and not 0 <= self.service_id < 1 << 32:
+            raise ConfigError(f"streams.relay.service_id = {self.service_id}", "choose 0 to 4294967295")
+        if self.ca_file and not self.tls:
+            raise ConfigError("streams.relay.ca_file says whom to believe over TLS", "set tls = true too")
 
 
 class StreamsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

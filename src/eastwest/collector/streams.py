@@ -157,13 +157,13 @@ class Streams:
         """Whether they have to speak TLS."""
         return self._tls is not None
 
-    def subscribe(self, tap: str, kind: str = "api") -> Subscription:
+    def subscribe(self, tap: str, kind: str = "api", service: int | None = None) -> Subscription:
         """What comes of a tap from now on, of all hosts, as one pcapng stream in whole blocks.
 
-        It begins with section and interfaces, and ends when the tap has ended. Close it, or enter it. Raises
-        RefusedError where too many read already.
+        It begins with section and interfaces, and ends when the tap has ended. Close it, or enter it.
+        `service`: only packets with this service ID. Raises RefusedError where too many read already.
         """
-        return self._hub(tap).subscribe(kind)
+        return self._hub(tap).subscribe(kind, service)
 
     def own(self, name: str, place: tuple[str, int]) -> None:
         """Tell the probes of another place, host and port, where packets that were copied go through."""

@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from urllib.parse import urlsplit
 
-from eastwest.bus.address import is_host
+from eastwest.bus import address
 from eastwest.errors import ConfigError
 
 PORT = 4739
@@ -31,7 +31,7 @@ def parse(url: str) -> tuple[socket.SocketKind, str, int]:
         port = PORT if parts.port is None else parts.port
         if not port or parts.path or parts.query or parts.fragment or parts.username:
             raise ValueError
-        if not is_host(parts.hostname):
+        if not address.is_host(parts.hostname):
             raise ValueError
     except (ValueError, KeyError):
         # Without the text: who puts a password there would read it in a log.
@@ -101,23 +101,5 @@ class Session:
 
 async def connect(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
     """A socket to the first address of `host` that takes it. Raises OSError, TimeoutError."""
-    loop = asyncio.get_running_loop()
     async with asyncio.timeout(_CONNECT_SECONDS):
-        found = await loop.getaddrinfo(host, port, type=kind)
-        problem: OSError = OSError(f"{host} has no address")
-        for family, kind_, protocol, _, address in found:
-            made = socket.socket(family, kind_ | socket.SOCK_CLOEXEC, protocol)
-            try:
-                made.setblocking(False)
-                if kind is socket.SOCK_STREAM:
-                    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MILLISECONDS)
-                await loop.sock_connect(made, address)
-            except OSError as error:
-                made.close()
-                problem = error
-            except BaseException:
-                made.close()
-                raise
-            else:
-                return made
-        raise problem
+        return await address.connect(host, port, kind, _UNREAD_MILLISECONDS)

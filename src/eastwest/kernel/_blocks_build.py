@@ -13,6 +13,8 @@ enum blocks_stop { BLOCKS_INCOMPLETE, BLOCKS_ENOUGH, BLOCKS_SECTION, BLOCKS_INTE
 #define BLOCKS_WORDS ...
 size_t east_blocks_walk(struct blocks *known, const void *buffer, size_t start, size_t end, uint64_t most,
                         int *stop);
+size_t east_blocks_choose(const void *buffer, size_t start, size_t end, uint32_t enterprise, uint32_t service,
+                          void *to, uint64_t *packets);
 void east_blocks_renumber(void *buffer, size_t start, size_t end, const uint32_t *numbers);
 """)
 

@@ -120,6 +120,17 @@ class Walker:
             at = found.end + found.length
 
 
+def of_service(buffer: Buffer, start: int, end: int, enterprise: int, service: int) -> tuple[bytes, int]:
+    """A copy of those packets whose own option says this service, and how many they are.
+
+    buffer[start:end] must be packets that a walk passed; `enterprise`: the number that their options have.
+    """
+    found, packets = bytearray(end - start), ffi.new("uint64_t *")
+    memory, to = ffi.from_buffer(buffer), ffi.from_buffer(found)
+    size = int(lib.east_blocks_choose(memory, start, end, enterprise, service, to, packets))
+    return bytes(memoryview(found)[:size]), int(packets[0])
+
+
 def renumber(buffer: bytearray | memoryview, start: int, end: int, numbers: "array[int]") -> None:
     """Give packets other interface numbers, in place: of `numbers` (type "I"), the one at the old's index.
 

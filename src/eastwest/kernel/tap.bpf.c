@@ -53,7 +53,6 @@ enum {
 	CHECKSUM_PARTIAL = 3, /* linux/skbuff.h */
 	MAC_ADDRESSES = 12,
 	TAG = 4,
-	OPTION_FORMAT = 1,
 };
 
 #define add(counter, n) __sync_fetch_and_add(&(counter), (n))
@@ -156,7 +155,7 @@ static __always_inline void write_tail(struct epb_tail *tail, const struct job *
 	tail->custom.flags = job->option.flags | (cut ? TAP_CUT : 0);
 	tail->custom.gso_size = job->option.gso_size;
 	tail->custom.gso_segs = job->option.gso_segs;
-	tail->custom.format = OPTION_FORMAT;
+	tail->custom.format = TAP_OPTION_FORMAT;
 	tail->end_of_options = 0;
 	tail->length = length;
 }

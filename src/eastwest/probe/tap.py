@@ -1,16 +1,15 @@
 """One order to copy, as a probe carries it out: its filters, and its stream to the receiver."""
 
 import asyncio
-import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
 from eastwest.bus.address import host_port
 from eastwest.bus.taps import TapOrder
-from eastwest.errors import ConfigError, RefusedError
+from eastwest.credentials import trust
+from eastwest.errors import RefusedError
 from eastwest.labels.selector import Selector
 from eastwest.tap import pcapng
 from eastwest.tap.config import TapConfig
@@ -76,7 +75,8 @@ class Tap:
         self.name = order.name
         self.selector = Selector.parse(order.selector)
         self.snaplen = order.snaplen or CAPTURE
-        self.peer = Peer(*host_port(order.to), _trust(config.ca_file) if order.tls else None)
+        tls = trust(config.ca_file, "[tap] ca_file") if order.tls else None
+        self.peer = Peer(*host_port(order.to), tls)
         self.running: Running | None = None
         self.problem = ""
         """Why it is not carried out here at all."""
@@ -132,10 +132,3 @@ class Tap:
         if isinstance(found, RefusedError):
             raise found
         return found
-
-
-def _trust(ca_file: Path | None) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"no certificates in {ca_file}: {error}", "correct [tap] ca_file") from None

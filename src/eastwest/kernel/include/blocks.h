@@ -190,6 +190,44 @@ static size_t east_blocks_walk(struct blocks *known, const void *buffer, size_t 
 	return start;
 }
 
+/* Whether a packet's own option (pcapng.h), under this enterprise's number, says this service. */
+static int blocks_of_service(const unsigned char *at, uint32_t enterprise, uint32_t service)
+{
+	const unsigned char *end = at + blocks_word(at + 4) - 4;
+	struct epb_head head;
+	struct tap_option own;
+
+	memcpy(&head, at, sizeof(head));
+	at += sizeof(head) + (((size_t)head.captured + 3) & ~(size_t)3);
+	while (at < end && blocks_half(at)) {
+		if (blocks_half(at) == OPT_CUSTOM && blocks_half(at + 2) == 4 + sizeof(own) &&
+		    blocks_word(at + 4) == enterprise) {
+			memcpy(&own, at + 8, sizeof(own));
+			return own.format == TAP_OPTION_FORMAT && own.service == service;
+		}
+		at += 4 + (((size_t)blocks_half(at + 2) + 3) & ~(size_t)3);
+	}
+	return 0;
+}
+
+/* Copy to `to` those packets, which a walk has passed, that are of a service. Returns their bytes. */
+static size_t east_blocks_choose(const void *buffer, size_t start, size_t end, uint32_t enterprise, uint32_t service,
+				 void *to, uint64_t *packets)
+{
+	const unsigned char *at = (const unsigned char *)buffer + start;
+	const unsigned char *last = (const unsigned char *)buffer + end;
+	unsigned char *next = to;
+
+	for (*packets = 0; at < last; at += blocks_word(at + 4)) {
+		if (!blocks_of_service(at, enterprise, service))
+			continue;
+		memcpy(next, at, blocks_word(at + 4));
+		next += blocks_word(at + 4);
+		++*packets;
+	}
+	return next - (unsigned char *)to;
+}
+
 /* Give packets, which a walk has passed, other interface numbers: numbers[old]. */
 static void east_blocks_renumber(void *buffer, size_t start, size_t end, const uint32_t *numbers)
 {

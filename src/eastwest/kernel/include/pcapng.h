@@ -14,6 +14,7 @@ enum pcapng {
 	EPB_FLAGS = 2,
 	EPB_DROPCOUNT = 4,
 	OPT_CUSTOM = 2989, /* binary, to be kept when the packet is copied */
+	TAP_OPTION_FORMAT = 1,
 };
 
 enum epb_flags {
@@ -45,7 +46,7 @@ struct epb_head {
 	__u32 original;
 };
 
-/* Label, service and what the kernel had not finished; `format` 1. */
+/* Label, service and what the kernel had not finished; `format`: TAP_OPTION_FORMAT. */
 struct tap_option {
 	__u32 label;
 	__u32 service;
