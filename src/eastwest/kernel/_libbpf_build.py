@@ -45,6 +45,8 @@ int bpf_map_lookup_and_delete_elem(int fd, const void *key, void *value);
 struct bpf_map_batch_opts { size_t sz; __u64 elem_flags; __u64 flags; };
 int bpf_map_lookup_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values,
                          __u32 *count, const struct bpf_map_batch_opts *opts);
+int bpf_map_lookup_and_delete_batch(int fd, void *in_batch, void *out_batch, void *keys, void *values,
+                                    __u32 *count, const struct bpf_map_batch_opts *opts);
 int bpf_map_update_batch(int fd, const void *keys, const void *values, __u32 *count,
                          const struct bpf_map_batch_opts *opts);
 int bpf_map_delete_batch(int fd, const void *keys, __u32 *count, const struct bpf_map_batch_opts *opts);

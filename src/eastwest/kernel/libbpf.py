@@ -19,6 +19,7 @@ SCHED_CLS, CGROUP_SKB = 3, 8  # enum bpf_prog_type
 _PER_CPU_TYPES = frozenset({5, 6, 10, 21})  # enum bpf_map_type: the PERCPU_* ones
 _log = ffi.new("char[65536]")
 _VERIFIER_LOG = 1 << 20
+_CLEARED_AT_ONCE = 4096
 
 
 def possible_cpus() -> int:
@@ -123,25 +124,38 @@ class Map:
         values = np.empty((room, self.cpus) if self.cpus > 1 else room, value_type)
         if key_type.itemsize != self.key_size or value_type.itemsize != self.value_size:
             raise KernelError(f"map {self.name} does not hold what was asked for")
-        count, step = 0, ffi.new("__u32 *")
-        batch, started = ffi.new("char[64]"), False
-        while True:
-            step[0] = room - count
-            result = lib.bpf_map_lookup_batch(
-                self.fd,
-                batch if started else ffi.NULL,
-                batch,
-                ffi.from_buffer(keys[count:].view(np.uint8)),
-                ffi.from_buffer(values[count:].view(np.uint8)),
-                step,
-                ffi.NULL,
+        cursor, count, last = ffi.new("char[64]"), 0, False
+        while not last:
+            found, last = self._step(
+                lib.bpf_map_lookup_batch, cursor, count > 0, keys[count:], values[count:]
             )
-            started = True
-            if result not in (0, -ENOENT):
-                checked(result, f"map {self.name}")
-            count += step[0]
-            if result == -ENOENT or not step[0]:
-                return keys[:count], values[:count]
+            count += found
+        return keys[:count], values[:count]
+
+    def clear(self) -> None:
+        """Remove all elements of a hash map. Nobody may add elements meanwhile."""
+        keys = np.empty((_CLEARED_AT_ONCE, self.key_size), np.uint8)
+        values = np.empty((_CLEARED_AT_ONCE, self.value_size * self.cpus), np.uint8)
+        cursor, begun, last = ffi.new("char[64]"), False, False
+        while not last:
+            _, last = self._step(lib.bpf_map_lookup_and_delete_batch, cursor, begun, keys, values)
+            begun = True
+
+    def _step(self, function: Any, cursor: Any, begun: bool, keys: Array, values: Array) -> tuple[int, bool]:
+        """As many elements as there is room for, from where the cursor is: how many, and if that was all."""
+        count = ffi.new("__u32 *", len(keys))
+        result = function(
+            self.fd,
+            cursor if begun else ffi.NULL,
+            cursor,
+            ffi.from_buffer(keys.view(np.uint8)),
+            ffi.from_buffer(values.view(np.uint8)),
+            count,
+            ffi.NULL,
+        )
+        if result not in (0, -ENOENT):
+            checked(result, f"map {self.name}")
+        return count[0], result == -ENOENT or not count[0]
 
     def update_many(self, keys: Array, values: Array) -> None:
         """Write these elements. Raises KernelError; then those before the one it refused are written."""

@@ -84,8 +84,8 @@ class Drain:
         return Cut(self.idle_flows(), even + odd, self._hooks[0] + self._hooks[1])
 
     def clear(self, flows: Flows) -> None:
-        """Forget flows that are safe elsewhere."""
-        self._flow_map(flows.generation).delete_many(flows.keys)
+        """Forget a generation whose flows are safe elsewhere. Blocks, for as long as a read."""
+        self._flow_map(flows.generation).clear()
 
     def forget_account(self, account: int) -> None:
         """An account went back to zero."""

@@ -43,7 +43,7 @@ from eastwest.meter.meter import Meter
 from eastwest.meter.suspects import SuspectMaps
 from eastwest.probe.booking import Booking
 from eastwest.probe.config import ProbeConfig, SuspectConfig
-from eastwest.probe.copying import Copying, Scope
+from eastwest.probe.copying import Copying, Scope, whole
 from eastwest.probe.cost import CostMeter
 from eastwest.probe.cutter import Cutter, close_boot, next_due
 from eastwest.probe.enforcement import Enforcement
@@ -294,6 +294,7 @@ class Probe:
             self._suspects.took_effect(changes)
         self._record(cut)
         self._report_due.set()
+        await whole(self._cutter.clear)  # while the outbox sends
 
     async def _cut(self) -> Cut | None:
         """A cut, off the event loop. Once begun it is finished and recorded, also when this is cancelled."""
