@@ -4,7 +4,6 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
@@ -99,7 +98,7 @@ class Backend:
         problems += [*self._fleet.problems, *self._problems()]
         return models.Health(
             status="degraded" if problems else "ok",
-            version=version("eastwest"),
+            version=__version__,
             problems=problems,
             collector=done,
             server=self._cost.now(),

@@ -84,9 +84,10 @@ WITHIN = f"""
 _FLOW_KEY = "host, port, label, class, direction, src, dst, src_port, dst_port, protocol"
 _UNANSWERED = "HAVING protocol != 6 OR bitAnd(groupBitOr(r.tcp_flags), 11) = 2"
 _PEER = "if(direction = 'egress', dst, src)"
-_UNICAST = """
-    NOT isIPAddressInRange(toString(peer), 'ff00::/8')
-    AND NOT isIPAddressInRange(toString(peer), '::ffff:224.0.0.0/100')
+_MULTICAST = "BETWEEN toIPv6('::ffff:224.0.0.0') AND toIPv6('::ffff:239.255.255.255')"
+UNICAST = f"NOT ({{0}} >= toIPv6('ff00::') OR {{0}} {_MULTICAST})"
+_PEERS = f"""
+    {UNICAST.format("peer")}
     AND peer NOT IN (toIPv6('::'), toIPv6('::ffff:0.0.0.0'), toIPv6('::ffff:255.255.255.255'))
 """
 
@@ -155,7 +156,7 @@ def fresh_peers(
             SELECT label, {_PEER} AS peer, toUnixTimestamp64Nano(f.`start`) AS met FROM {DATABASE}.flows AS f
             WHERE label IN {{labels:Array(UInt32)}} AND protocol <= 255 AND {WITHIN}
               AND toUnixTimestamp64Nano(f.`end`) > {UNTIL} - toInt64({{seconds:UInt32}}) * {NS}
-        ) WHERE {_UNICAST} AND (label, peer) NOT IN (
+        ) WHERE {_PEERS} AND (label, peer) NOT IN (
             SELECT label, {_PEER} FROM {DATABASE}.flows_1m
             WHERE label IN {{labels:Array(UInt32)}} AND protocol <= 255
               AND minute >= toDateTime({{start:Int64}}, 'UTC') AND minute < toDateTime({{end:Int64}}, 'UTC')
