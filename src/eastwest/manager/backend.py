@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from eastwest import __version__
 from eastwest.bus import messages
 from eastwest.bus.client import Bus
 from eastwest.bus.messages import FACTS_BUCKET

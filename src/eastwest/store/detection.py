@@ -135,6 +135,28 @@ _ATTEMPTS = f"""
 """
 
 
+_PATTERNS = f"""
+    SELECT grouping(src) AS any_src, grouping(dst) AS any_dst, toString(src), toString(dst), dst_port,
+           max(src_label), max(dst_label),
+           uniqExactIf(dst_port, failed AND protocol IN (6, 17)) AS ports,
+           uniqExactIf(dst_port, answered AND protocol IN (6, 17)) AS open_ports,
+           uniqExactIf(dst, failed) AS addresses, uniqExactIf(dst, answered) AS open_addresses,
+           sumIf(packets, half_open) AS syns, countIf(tcp AND answered) AS connections,
+           uniqExactIf(src, half_open) AS sources,
+           multiIf(any_src = 1 AND max(dst_label) > 0, max(dst_label), max(src_label) > 0, max(src_label),
+                   max(dst_label)) AS owner
+    FROM ({_ATTEMPTS})
+    GROUP BY GROUPING SETS ((realm, src, dst), (realm, src), (realm, dst, dst_port))
+    HAVING multiIf(
+        any_src = 1, {{syns:UInt32}} > 0 AND syns >= {{syns:UInt32}} AND syns >= 4 * connections,
+        any_dst = 1, {{addresses:UInt32}} > 0 AND addresses >= {{addresses:UInt32}}
+                     AND addresses >= open_addresses,
+        {{ports:UInt32}} > 0 AND ports >= {{ports:UInt32}} AND ports >= open_ports)
+    ORDER BY syns + addresses + ports DESC, src, dst, dst_port
+    LIMIT {_MOST_OF_LABEL} BY any_src, any_dst, owner LIMIT {_MOST}
+"""
+
+
 def patterns(database: Database, window: Window, limits: Limits, realms: Mapping[int, int]) -> list[Pattern]:
     """What is over its limit now, the largest first. `realms`: label → number of its realm."""
     if not window.horizons:
@@ -153,29 +175,7 @@ def patterns(database: Database, window: Window, limits: Limits, realms: Mapping
     candidates = [str(address) for (address,) in database.query(_CANDIDATES, parameters)]
     if not candidates:
         return []
-    rows = database.query(
-        f"""
-        SELECT grouping(src) AS any_src, grouping(dst) AS any_dst, toString(src), toString(dst), dst_port,
-               max(src_label), max(dst_label),
-               uniqExactIf(dst_port, failed AND protocol IN (6, 17)) AS ports,
-               uniqExactIf(dst_port, answered AND protocol IN (6, 17)) AS open_ports,
-               uniqExactIf(dst, failed) AS addresses, uniqExactIf(dst, answered) AS open_addresses,
-               sumIf(packets, half_open) AS syns, countIf(tcp AND answered) AS connections,
-               uniqExactIf(src, half_open) AS sources,
-               multiIf(any_src = 1 AND max(dst_label) > 0, max(dst_label), max(src_label) > 0, max(src_label),
-                       max(dst_label)) AS owner
-        FROM ({_ATTEMPTS})
-        GROUP BY GROUPING SETS ((realm, src, dst), (realm, src), (realm, dst, dst_port))
-        HAVING multiIf(
-            any_src = 1, {{syns:UInt32}} > 0 AND syns >= {{syns:UInt32}} AND syns >= 4 * connections,
-            any_dst = 1, {{addresses:UInt32}} > 0 AND addresses >= {{addresses:UInt32}}
-                         AND addresses >= open_addresses,
-            {{ports:UInt32}} > 0 AND ports >= {{ports:UInt32}} AND ports >= open_ports)
-        ORDER BY syns + addresses + ports DESC, src, dst, dst_port
-        LIMIT {_MOST_OF_LABEL} BY any_src, any_dst, owner LIMIT {_MOST}
-        """,
-        {**parameters, "candidates": candidates},
-    )
+    rows = database.query(_PATTERNS, {**parameters, "candidates": candidates})
     return [_pattern(row) for row in rows]
 
 
