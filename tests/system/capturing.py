@@ -88,6 +88,10 @@ class Captured:
         """Wait until what it orders is in effect."""
         until(lambda: any(" capturing: " in line for line in self.said), "it captures")
 
+    def reads(self) -> None:
+        """Wait until what comes from now on is written: a section is there."""
+        until(lambda: self.output.exists() and self.output.stat().st_size, "it reads")
+
     def holds(self, packets: int) -> None:
         """Wait until so many are written."""
         until(lambda: len(self.packets(whole=False)) >= packets, f"{packets} packets are written")
@@ -105,8 +109,15 @@ class Captured:
 @contextmanager
 def capturing(site: Site, *arguments: str, to: str = "file") -> Iterator[Captured]:
     """`eastwest capture …` with `-w FILE`, or into a file by standard output; killed at the end."""
-    output, errors = site.config.with_name("captured.pcapng"), site.config.with_name("capture.err")
-    command = [*EASTWEST, "capture", *arguments, *(["-w", str(output)] if to == "file" else [])]
+    with writing(site, "capture", *arguments, to=to) as captured:
+        yield captured
+
+
+@contextmanager
+def writing(site: Site, *words: str, to: str = "file", name: str = "captured") -> Iterator[Captured]:
+    """The same with any verb that writes packets."""
+    output, errors = site.config.with_name(f"{name}.pcapng"), site.config.with_name(f"{name}.err")
+    command = [*EASTWEST, *words, *(["-w", str(output)] if to == "file" else [])]
     with errors.open("wb") as err, output.open("wb") if to != "file" else errors.open("ab") as out:
         process = subprocess.Popen(command, env=site.environment, stdout=out, stderr=err)
     try:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Workload, require
 from tests.kernel.blocks import parse
-from tests.system.capturing import PORT, Group, capturing, numbers, send
+from tests.system.capturing import PORT, Group, capturing, numbers, send, writing
 from tests.system.user_site import EASTWEST, SECONDS, Site, until
 
 
@@ -264,7 +264,7 @@ def test_wireshark_lists_workloads_and_captures_them(site: Site, netns: Path) ->
         listed, _ = tshark("-D").communicate(timeout=SECONDS)
         assert f" eastwest-{workload.name} (eastwest: {workload.name} (host h1))\n" in listed
         fields = ("-T", "fields", "-e", "udp.dstport", "-e", "frame.interface_name")
-        setting = re.sub(r"[^a-zA-Z1-9_]", "_", f"eastwest-{workload.name}")  # as Wireshark does
+        setting = re.sub(r"[^a-zA-Z0-9_]", "_", f"eastwest-{workload.name}")
         option = f"extcap.{setting}.direction:egress"
         interface = ("-i", f"eastwest-{workload.name}", "-o", option)
         reading = tshark(*interface, "-f", f"udp port {PORT}", "-c", "5", *fields)
@@ -303,6 +303,40 @@ def test_a_standing_order_keeps_files_and_is_read_over_tcp(site: Site, netns: Pa
         (file,) = (site.state / "captures" / "web").glob("h1-*.pcapng")
         packets = [packet for section in parse(file.read_bytes()) for packet in section.packets]
         assert numbers(packets, 14) == list(range(40))
+
+
+def test_a_standing_tap_is_read_by_whoever_asks(site: Site, netns: Path) -> None:
+    """By two at once, each to the packet; the tap goes on when one ends, and ends the other when it ends."""
+    with Workload(netns) as workload, site.up():
+        known(site, workload.name)
+        assert site.run("tap", "add", "web", f"name={workload.name}").returncode == 0
+        tapped(site, workload)
+        send(workload, range(20))
+        with writing(site, "tap", "read", "web", name="one") as one:
+            one.reads()
+            send(workload, range(20, 320))
+            one.holds(300)
+            with writing(site, "tap", "read", "web", to="stdout", name="other") as other:
+                other.reads()
+                send(workload, range(320, 420))
+                one.holds(400)
+                other.holds(100)
+                assert one.end() == 0
+                assert site.json("taps")[0]["hosts"][0]["connected"]
+                send(workload, range(420, 430))
+                other.holds(110)
+                assert site.run("tap", "rm", "web").returncode == 0
+                assert other.process.wait(SECONDS) == 0
+                assert numbers(other.packets(), 14) == list(range(320, 430))
+                assert other.said[-1].startswith("eastwest: 110 packets written in ")
+            assert numbers(one.packets(), 14) == list(range(20, 420))
+            assert one.said[-1].startswith("eastwest: 400 packets written in ")
+        done = site.run("tap", "read", "web", "-w", str(one.output))
+        assert (done.returncode, done.stderr) == (
+            1,
+            "eastwest: there is no tap 'web'; see: eastwest tap list\n",
+        )
+        assert numbers(one.packets(), 14) == list(range(20, 420))
 
 
 def connected(port: int) -> bool:

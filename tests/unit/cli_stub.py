@@ -10,7 +10,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class Stub:
-    """`answers`: path below /api/v1/ → document, or (status, document). `asked`: what came."""
+    """`answers`: path below /api/v1/ → document, or (status, document), or a function that gives one.
+
+    `asked`: what came.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
@@ -32,6 +35,7 @@ def serving() -> Iterator[Stub]:
             stub.asked.append((self.command, path, parse_qs(parts.query), json.loads(body or "null")))
             stub.headers.append(dict(self.headers))
             found = stub.answers.get(path, (404, {"error": f"no {path}", "remedy": "look elsewhere"}))
+            found = found() if callable(found) else found
             status, document = found if isinstance(found, tuple) else (200, found)
             data = document if isinstance(document, bytes) else json.dumps(document).encode()
             self.send_response(status)

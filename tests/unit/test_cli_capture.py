@@ -283,6 +283,20 @@ def test_taps_are_added_listed_and_removed(api: Stub, capsys: Capture) -> None:
         assert json.loads(capsys.readouterr().out) == api.answers["taps"]
 
 
+def test_a_tap_is_read_for_as_long_as_it_is_enough(api: Stub, capsys: Capture, tmp_path: Path) -> None:
+    """Nothing is ordered or taken back; what readers there missed meanwhile is said; exit 0."""
+    api.answers |= {"taps/web": tap(), "taps/web/stream": stream(12)}
+    accounts = iter([account(5, missed_packets=3), account(9, missed_packets=5)])
+    api.answers["ledger/taps"] = lambda: [next(accounts)]
+    file = tmp_path / "x.pcapng"
+    assert cli.main(["tap", "read", "web", "-c", "10", "-w", str(file)]) == 0
+    assert file.read_bytes() == stream(10)
+    assert {method for method, *_ in api.asked} == {"GET"}
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2].startswith("eastwest: 10 packets written in ")
+    assert told[-1] == "eastwest: 2 missed at the server by who reads this tap there (reader_slow)"
+
+
 def test_the_ledger_of_taps(api: Stub, capsys: Capture) -> None:
     rows = [account(5), account(9, tap="z", balanced=False, lost={"busy": 1})]
     api.answers["ledger/taps"] = rows

@@ -11,8 +11,9 @@ from eastwest.cli import options
 from eastwest.cli.capturing import Capture, CaptureConfig, Counts, Outcome, what
 from eastwest.cli.client import api_url
 from eastwest.cli.options import SEGMENT_PRICE
-from eastwest.cli.output import STDOUT, Output
+from eastwest.cli.output import Output
 from eastwest.cli.render import Row
+from eastwest.cli.tapstream import Brief, Standing
 from eastwest.cli.units import octets, size
 from eastwest.labels.selector import Selector
 from eastwest.manager.times import duration
@@ -23,12 +24,7 @@ _ORDERED = ("filter", "direction", "payload", "snaplen", "segment")
 @click.command("capture")
 @click.argument("selector")
 @click.option("-f", "--filter", default="", metavar="FILTER", help="pcap-filter(7), as for tcpdump.")
-@click.option("-c", "packets", type=click.IntRange(min=1), metavar="N", help="End after N packets.")
-@click.option("--for", "lasts", metavar="TIME", help="End after so long: 30s, 5m, 2h.")
-@click.option("--max-bytes", metavar="SIZE", help="End before the output is longer: 500, 10k, 10M, 2G.")
-@click.option(
-    "-w", "output", metavar="FILE", default=STDOUT, help="Where to write; - is standard output.  [default: -]"
-)
+@options.limits
 @click.option(
     "-s", "snaplen", type=click.IntRange(min=0), default=0, metavar="BYTES", help="Of each packet, the first."
 )
@@ -47,17 +43,22 @@ def command(selector: str, **said: Any) -> None:
     eastwest capture tenant=a -c 1000 -w a.pcapng
     """
     Selector.parse(selector)  # refuse here what the server would refuse
-    config = CaptureConfig(
-        order=order(selector, **{key: said[key] for key in _ORDERED}),
+    config = enough(said, wait=not said["no_wait"])
+    tap = Brief(api_url(), order(selector, **{key: said[key] for key in _ORDERED}))
+    if said["segment"]:
+        Line().say(SEGMENT_PRICE)
+    if not run(tap, config, said["output"]):
+        raise click.exceptions.Exit(1)
+
+
+def enough(said: dict[str, Any], wait: bool = True) -> CaptureConfig:
+    """What `options.limits` were told. Raises RefusedError."""
+    return CaptureConfig(
         packets=said["packets"],
         bytes=size(said["max_bytes"]) if said["max_bytes"] else None,
         seconds=seconds(said["lasts"]) if said["lasts"] else None,
-        wait=not said["no_wait"],
+        wait=wait,
     )
-    if said["segment"]:
-        Line().say(SEGMENT_PRICE)
-    if not run(config, said["output"]):
-        raise click.exceptions.Exit(1)
 
 
 def order(selector: str, **said: Any) -> Row:
@@ -70,7 +71,7 @@ def seconds(text: str) -> float:
     return duration(f"{text}s" if text.isdecimal() else text)
 
 
-def run(config: CaptureConfig, name: str, quiet: bool = False) -> bool:
+def run(tap: Standing, config: CaptureConfig, name: str, quiet: bool = False) -> bool:
     """Capture, and say how it ended: False where that was not as asked. Raises RefusedError, UsageError.
 
     `quiet`: say only what is wrong.
@@ -78,10 +79,10 @@ def run(config: CaptureConfig, name: str, quiet: bool = False) -> bool:
     line = Line()
     told = line.say if not quiet else lambda _: None
     with Output(name) as output:
-        outcome = asyncio.run(Capture(config, api_url(), told, line.show).run(output))
+        outcome = asyncio.run(Capture(config, tap, told, line.show).run(output))
     if outcome.failed:
         line.say(outcome.why)
-    for text in summary(outcome):
+    for text in summary(outcome) if tap.ours else reading(outcome):
         told(text)
     return not outcome.failed
 
@@ -109,13 +110,29 @@ class Line:
             self._shown = False
 
 
+def reading(outcome: Outcome) -> list[str]:
+    """What came of a tap that others read too, and goes on."""
+    missed, counts = outcome.ledger["missed_packets"] if outcome.ledger else 0, outcome.counts
+    lines = [_written(outcome)]
+    if counts.untaken:
+        lines.append(f"{counts.untaken:,} not taken by the reader of the output")
+    if missed:
+        lines.append(f"{missed:,} missed at the server by who reads this tap there (reader_slow)")
+    return lines
+
+
+def _written(outcome: Outcome) -> str:
+    counts = outcome.counts
+    return (
+        f"{what(counts.written, 'packet', 'packets')} written in {outcome.seconds:.1f} s: "
+        f"{octets(counts.written_bytes)} on the wire, {octets(counts.file_bytes)} of pcapng"
+    )
+
+
 def summary(outcome: Outcome) -> list[str]:
     """Where every packet that the tap matched is."""
     counts, ledger = outcome.counts, outcome.ledger
-    lines = [
-        f"{what(counts.written, 'packet', 'packets')} written in {outcome.seconds:.1f} s: "
-        f"{octets(counts.written_bytes)} on the wire, {octets(counts.file_bytes)} of pcapng"
-    ]
+    lines = [_written(outcome)]
     if ledger is None:
         return [*lines, "how many were matched is not known: the server does not answer"]
     seen, terms = ledger["seen_packets"], _terms(counts, ledger)

@@ -1,40 +1,29 @@
-"""One capture: a tap that lives as long as somebody reads it, from the order to the last packet.
-
-The order is a short one that is given again and again; so it is gone seconds after this process was killed.
-"""
+"""One capture: what is read of a tap and written, to the last packet that is wanted."""
 
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
-import httpx
-
-from eastwest.cli.client import decoded, headers, transport, unreachable
 from eastwest.cli.output import Output
 from eastwest.cli.render import Row, printable
+from eastwest.cli.tapstream import Standing
 from eastwest.cli.units import octets
 from eastwest.errors import RefusedError
 from eastwest.kernel.blocks import ALL, Stop, Walk, Walker
 
-LEASE_SECONDS = 10
-RENEW_SECONDS = 3.0
 WATCH_SECONDS = 0.5
 TAKE_SECONDS = 3.0
 DRAIN_SECONDS = 10.0
-SETTLE_SECONDS = 5.0
-_RETRY_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class CaptureConfig:
-    """`order`: what the API is told of the tap; the rest: when it is enough, None for never."""
+    """When it is enough, None for never."""
 
-    order: Row
     packets: int | None = None
     bytes: int | None = None
     seconds: float | None = None
@@ -111,105 +100,14 @@ class Cut:
         return Taken(memoryview(data)[: before.end], before.packets, before.bytes, walk.packets)
 
 
-class Tap:
-    """The tap of a capture at the API, renewed while it is entered."""
-
-    def __init__(self, url: str, order: Row) -> None:
-        self._url = url
-        self._order = order | {"store": False, "for": f"{LEASE_SECONDS}s"}
-        self.name: str = order["name"]
-        self._http = httpx.AsyncClient(
-            base_url=f"{url}/api/v1/", headers=headers(url), timeout=20.0, **transport(url)
-        )
-        self._renewing: asyncio.Task[None] | None = None
-        self.workloads = 0
-        self._removed = False
-
-    async def __aenter__(self) -> Self:
-        """Raises RefusedError where the order is not taken."""
-        try:
-            answer = await self._ask("POST", "taps", self._order)
-        except BaseException:
-            await self._http.aclose()
-            raise
-        self.workloads = answer["workloads"]
-        self._renewing = asyncio.create_task(self._renew())
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self.remove()
-        finally:
-            await self._http.aclose()
-
-    async def remove(self) -> None:
-        """Copy nothing any more; where that cannot be said, it ends by itself soon."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-        if not self._removed:
-            self._removed = True
-            with suppress(RefusedError):
-                await self._ask("DELETE", f"taps/{self.name}")
-
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_SECONDS)
-            with suppress(RefusedError):  # what became of it, the stream tells
-                await self._ask("POST", "taps", self._order)
-
-    async def status(self) -> Row | None:
-        """What became of it; None where that cannot be said now."""
-        with suppress(RefusedError):
-            answer: Row = await self._ask("GET", f"taps/{self.name}")
-            return answer
-        return None
-
-    async def ledger(self) -> Row | None:
-        """Where its packets are, once nothing is pending, or when it should be long ago."""
-        found: Row | None = None
-        end = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < end:
-            with suppress(RefusedError):
-                rows = await self._ask("GET", "ledger/taps", parameters={"tap": self.name})
-                found = rows[0] if rows else found
-                if found and found["balanced"] and not found["pending_packets"]:
-                    break
-            await asyncio.sleep(_RETRY_SECONDS)
-        return found
-
-    async def packets(self) -> AsyncIterator[bytes]:
-        """The stream. Raises RefusedError where it breaks."""
-        patience = httpx.Timeout(20.0, read=None)
-        try:
-            async with self._http.stream("GET", f"taps/{self.name}/stream", timeout=patience) as response:
-                if not response.is_success:
-                    await response.aread()
-                    decoded(response, self._url)
-                async for chunk in response.aiter_raw():
-                    yield chunk
-        except httpx.TransportError as error:
-            raise unreachable(self._url, error) from None
-
-    async def _ask(
-        self, method: str, path: str, document: object = None, parameters: dict[str, str] | None = None
-    ) -> Any:
-        try:
-            response = await self._http.request(method, path, json=document, params=parameters)
-        except httpx.TransportError as error:
-            raise unreachable(self._url, error) from None
-        return decoded(response, self._url)
-
-
 class Capture:
     """Reads one tap into one output. `say`: a line for the person; `show`: the counters as they are now."""
 
     def __init__(
-        self, config: CaptureConfig, url: str, say: Callable[[str], None], show: Callable[[str], None]
+        self, config: CaptureConfig, tap: Standing, say: Callable[[str], None], show: Callable[[str], None]
     ) -> None:
         self._config = config
-        self._tap = Tap(url, config.order)
+        self._tap = tap
         self._say, self._show = say, show
         self._cut = Cut(config.packets, config.bytes)
         self._counts = Counts()
@@ -249,12 +147,13 @@ class Capture:
                     self._stop()
                 await self._read(output)
         except TimeoutError:
-            self._say(f"what is under way did not come within {DRAIN_SECONDS:g} s")
+            if self._tap.ours:
+                self._say(f"what is under way did not come within {DRAIN_SECONDS:g} s")
         finally:
             self._deadline = None
 
     def _nobody(self) -> None:
-        selector = self._config.order["selector"]
+        selector = self._tap.selector
         if not self._config.wait:
             raise RefusedError(f"no workload matches '{selector}' now", "see: eastwest workloads")
         self._say(f"no workload matches '{selector}' now; waiting for one to come")
@@ -267,9 +166,12 @@ class Capture:
 
     def _stop(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self._deadline is not None:
+        if self._deadline is not None and self._tap.ours:
             self._ending = asyncio.create_task(self._tap.remove())
             self._deadline.reschedule(now + DRAIN_SECONDS)
+        elif self._deadline is not None and self._writing is None:
+            # Others go on with it: nothing is under way. What is being written is written whole.
+            self._deadline.reschedule(now)
         self._last_word = now + TAKE_SECONDS
         if self._writing is not None:
             self._writing.reschedule(self._last_word)
@@ -292,21 +194,24 @@ class Capture:
     async def _read(self, output: Output) -> None:
         gone = False
         try:
-            async for chunk in self._tap.packets():
-                taken = self._cut.take(chunk)
-                self._counts.beyond += taken.beyond
-                if gone:
-                    self._counts.untaken += taken.packets
-                elif taken.data:
-                    gone = not await self._write(output, taken)
-                if self._cut.full:
-                    self.end("enough")
+            async with aclosing(self._tap.packets()) as packets:
+                async for chunk in packets:
+                    taken = self._cut.take(chunk)
+                    self._counts.beyond += taken.beyond
+                    if gone:
+                        self._counts.untaken += taken.packets
+                    elif taken.data:
+                        gone = not await self._write(output, taken)
+                    if self._cut.full:
+                        self.end("enough")
+                    if self._why and not self._tap.ours:
+                        return
         except RefusedError as error:
             if not self._counts.got:
                 raise
             self.end(str(error), failed=True)
         if not self._why:
-            self.end("the tap was removed by somebody else, or has expired", failed=True)
+            self.end("the tap was removed by somebody else, or has expired", failed=self._tap.ours)
 
     async def _write(self, output: Output, taken: Taken) -> bool:
         """Whether somebody took them."""
@@ -357,7 +262,7 @@ class Capture:
         for host in status["hosts"]:
             for problem in (*host["refused"], *([host["problem"]] if host["problem"] else [])):
                 self._once(problem, f"{host['host']}: {problem}")
-        if refused and not points:
+        if refused and not points and self._tap.ours:
             self.end("nothing can be copied", failed=True)
 
     def _once(self, key: str, text: str) -> None:

@@ -17,8 +17,9 @@ import click
 from eastwest import __version__
 from eastwest.cli import capture
 from eastwest.cli.capturing import CaptureConfig
-from eastwest.cli.client import Api
+from eastwest.cli.client import Api, api_url
 from eastwest.cli.render import Row, printable
+from eastwest.cli.tapstream import Brief
 from eastwest.errors import EastwestError, RefusedError
 
 SCRIPT = "eastwest"
@@ -167,6 +168,6 @@ def _capture(interface: str, selector: str, fifo: str, text: str, direction: str
         if row is None:
             raise RefusedError(f"there is no workload for '{interface}'", "see: tshark -D")
         selector = f"label={row['label']}"
-    config = CaptureConfig(capture.order(selector or "name=*", filter=text, direction=direction))
-    if not capture.run(config, fifo, quiet=True):
+    order = capture.order(selector or "name=*", filter=text, direction=direction)
+    if not capture.run(Brief(api_url(), order), CaptureConfig(), fifo, quiet=True):
         raise click.exceptions.Exit(1)

@@ -1,8 +1,12 @@
 """Options that several verbs take, with the environment variables that stand for them."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 config = click.option(
     "--config",
@@ -30,6 +34,27 @@ direction = click.option(
     default="both",
     help="Only what workloads receive (ingress), or send (egress).",
 )
+_LIMITS = (
+    click.option("-c", "packets", type=click.IntRange(min=1), metavar="N", help="End after N packets."),
+    click.option("--for", "lasts", metavar="TIME", help="End after so long: 30s, 5m, 2h."),
+    click.option("--max-bytes", metavar="SIZE", help="End before the output is longer: 500, 10k, 10M, 2G."),
+    click.option(
+        "-w",
+        "output",
+        metavar="FILE",
+        default="-",
+        help="Where to write; - is standard output.  [default: -]",
+    ),
+)
+
+
+def limits(command: F) -> F:
+    """Where packets are written, and when it is enough."""
+    for option in reversed(_LIMITS):
+        command = option(command)
+    return command
+
+
 SEGMENT_PRICE = (
     "copies as on the wire: the hosts' CPUs cut super-packets and finish checksums for them, which takes "
     "CPU time from the workloads"

@@ -6,9 +6,11 @@ from urllib.parse import quote
 import click
 
 from eastwest.cli import options
-from eastwest.cli.client import Api
+from eastwest.cli.capture import enough, run
+from eastwest.cli.client import Api, api_url
 from eastwest.cli.options import SEGMENT_PRICE
 from eastwest.cli.render import Column, Row, field, number, printable, show_json, show_table
+from eastwest.cli.tapstream import Standing
 from eastwest.cli.units import clock, count
 from eastwest.labels.selector import Selector
 
@@ -59,6 +61,19 @@ def _where(tap: Row) -> str:
 
 def _until(tap: Row) -> str:
     return f", until {clock(tap['expires'])}" if tap["expires"] else ""
+
+
+@command.command("read")
+@click.argument("name")
+@options.limits
+def read(name: str, **said: Any) -> None:
+    """Write the packets of a tap from now on, as one pcapng stream; the tap goes on when this ends.
+
+    \b
+    eastwest tap read web | tshark -r -
+    """
+    if not run(Standing(api_url(), name), enough(said), said["output"]):
+        raise click.exceptions.Exit(1)
 
 
 @command.command("rm")

@@ -38,7 +38,7 @@ class TapDesk:
         self._waiting: dict[str, Subscription] = {}
         """For the first who reads a tap that is not stored: what comes before he does is not lost."""
         self._missed: Counter[str] = Counter()
-        """Packets that readers were too slow for, by tap."""
+        """Packets that readers who have gone were too slow for, by tap."""
 
     async def add(self, said: tapmodels.TapWanted) -> tapmodels.Tap:
         """Order it, or give what is ordered already another time. KernelError: no filter can be looked at."""
@@ -140,7 +140,11 @@ class TapDesk:
         unstored: Counter[str] = Counter()
         for status in self._streams.status() if self._streams else ():
             unstored[status.tap] += sum(status.lost.values())
-        entries = tapviews.ledger(self._orders.all, answers, unstored, self._missed)
+        missed = self._missed.copy()
+        for reader in self._streams.readers() if self._streams else ():
+            if reader.kind == _KIND:
+                missed[reader.tap] += reader.lost
+        entries = tapviews.ledger(self._orders.all, answers, unstored, missed)
         return [entry for entry in entries if name in (None, entry.tap)]
 
     @asynccontextmanager
