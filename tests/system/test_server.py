@@ -114,6 +114,27 @@ def test_a_row_becomes_an_answer(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_who_talks_most_is_answered(tmp_path: Path) -> None:
+    """Of all that is kept unless a time is given; by label, and no more than asked for."""
+
+    async def scenario() -> None:
+        async with site(tmp_path) as s:
+            probe = FakeProbe(s.probe_bus)
+            await probe.workloads(workload(1, "web"), workload(2, "db", present=False))
+            await probe.flows([1, 2, 0], [10, 20, 30])
+            await s.settled(2)
+            (talk,) = await s.get("talkers", label="name=web")
+            assert talk == {"label": 1, "src": "10.0.0.1", "dst": "10.0.0.2", "packets": 10, "bytes": 1000}
+            models.Talker.model_validate(talk)
+            assert [t["packets"] for t in await s.get("talkers")] == [30, 20, 10]
+            assert [t["packets"] for t in await s.get("talkers", limit=1)] == [30]
+            assert await s.get("talkers", since="5m") == []
+            assert await s.get("talkers", until="2023-11-14T22:13:21Z") == []
+            assert len(await s.get("talkers", since="2023-11-14T22:13:21Z", label="port=veth1")) == 1
+
+    asyncio.run(scenario())
+
+
 def test_repeats_and_malformed_messages_are_counted_and_lose_nothing_else(tmp_path: Path) -> None:
     """Each bad message is counted by its reason and never comes again; its neighbours are stored."""
 

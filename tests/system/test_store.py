@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -423,13 +424,10 @@ def test_full_disk_is_named_and_nothing_is_lost_or_doubled(small_disk: Path) -> 
         async with Store(StoreConfig(path=small_disk / "store")) as store:
             await store.write([_flows(1, 10)])
             ballast = small_disk / "ballast"
-            with ballast.open("wb") as file:
-                try:
-                    while True:
-                        file.write(bytes(1 << 16))
-                        file.flush()
-                except OSError:
-                    pass
+            # Unbuffered: what a full disk refused would be tried again when the file is closed.
+            with ballast.open("wb", buffering=0) as file, suppress(OSError):
+                while True:
+                    file.write(bytes(1 << 16))
             rows = np.zeros(20000, FLOW_ROW)
             rows["src"] = np.frombuffer(os.urandom(16 * len(rows)), "V16")
             rows["label"], rows["packets"] = 1, 1

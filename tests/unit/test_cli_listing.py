@@ -23,7 +23,9 @@ def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
         yield stub
 
 
-@pytest.mark.parametrize("verb", ["labels", "workloads", "ports", "flows", "ledger", "hosts", "alerts"])
+@pytest.mark.parametrize(
+    "verb", ["labels", "workloads", "ports", "flows", "talkers", "ledger", "hosts", "alerts"]
+)
 def test_json_is_the_api_document(api: Stub, capsys: Capture, verb: str) -> None:
     """--json prints one document, exactly the API's, and asks once."""
     document = [{"label": 2**53 + 1, "name": "über", "new_field": None}]
@@ -121,6 +123,26 @@ def test_flows_refuse_times_in_the_wrong_order(
     assert cli.main(["flows", *times]) == 1
     assert capsys.readouterr().err == f"eastwest: {said}; give an earlier --since\n"
     assert api.asked == []
+
+
+def test_talkers_ask_what_was_said(api: Stub, capsys: Capture) -> None:
+    """Selector, times and limit reach the API as they were given; rows stay in its order, with names."""
+    api.answers["talkers"] = [
+        {"label": 7, "src": "10.0.0.1", "dst": "fd00::2", "packets": 1234, "bytes": 9000},
+        {"label": 8, "src": "02:00:00:00:00:01", "dst": "ff:ff:ff:ff:ff:ff", "packets": 1, "bytes": 42},
+    ]
+    api.answers["labels"] = [label(7, "web-1")]
+    arguments = ["--label", "tenant=a", "--since", "7d", "--until", "1d", "--limit", "2"]
+    assert cli.main(["talkers", *arguments]) == 0
+    assert api.asked[0][2] == {"label": ["tenant=a"], "since": ["7d"], "until": ["1d"], "limit": ["2"]}
+    first, second = capsys.readouterr().out.splitlines()[2:]
+    assert first.split() == ["7", "web-1", "10.0.0.1", "fd00::2", "1.23", "k", "9.00", "kB"]
+    assert second.split()[:3] == ["8", "–", "02:00:00:00:00:01"]  # noqa: RUF001
+    assert cli.main(["talkers", "--json"]) == 0
+    assert api.asked[-1][2] == {"limit": ["20"]}
+    assert cli.main(["talkers", "--since", "5m", "--until", "1h"]) == 1
+    assert cli.main(["talkers", "--label", "tennant=a"]) == 1
+    assert len(api.asked) == 3
 
 
 def test_workloads_that_are_gone(api: Stub, capsys: Capture) -> None:

@@ -20,6 +20,7 @@ VERBS = {
     "workloads": "Workloads of all hosts.",
     "ports": "Workloads' ports.",
     "flows": "Flow records.",
+    "talkers": "Who talks to whom most.",
     "capture": "Packets of workloads, live, as pcapng.",
     "taps": "What is copied now.",
     "ledger": "Where every packet is accounted for.",

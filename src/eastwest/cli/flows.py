@@ -1,15 +1,11 @@
 """`eastwest flows`: flow records, by label and time."""
 
-import time
-
 import click
 
+from eastwest.cli.asking import asked, at_most, by_label, refuse_reversed, until_time, with_names
 from eastwest.cli.client import Api, Parameters
 from eastwest.cli.render import Column, Row, field, number, show_json, show_table
 from eastwest.cli.units import clock, count, endpoint, octets, protocol, tcp_flags
-from eastwest.errors import RefusedError
-from eastwest.labels.selector import Selector
-from eastwest.manager import times
 
 _LIMIT = 10_000
 _SINCE = "5m"
@@ -40,16 +36,10 @@ COLUMNS = (
 
 
 @click.command("flows")
-@click.option("--label", metavar="SELECTOR", help="key=value[,key=value…]; values may hold *.")
+@by_label
 @click.option("--since", metavar="TIME", help=f"5m, 1h, 2d or RFC 3339; how far back.  [default: {_SINCE}]")
-@click.option("--until", metavar="TIME", help="5m, 1h, 2d or RFC 3339; where to end.  [default: now]")
-@click.option(
-    "--limit",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=_LIMIT,
-    help=f"Only the latest N.  [default: {_LIMIT}]",
-)
+@until_time
+@at_most("latest", _LIMIT)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(
     "--json-lines", "as_lines", is_flag=True, help="Print one JSON document a line, the latest first."
@@ -58,13 +48,8 @@ def command(
     label: str | None, since: str | None, until: str | None, limit: int, *, as_json: bool, as_lines: bool
 ) -> None:
     """Show flow records, the largest first."""
-    _refuse_reversed(since or _SINCE, until)
-    parameters: Parameters = {"limit": limit}
-    if label is not None:
-        Selector.parse(label)  # refuse here what the server would refuse
-        parameters["label"] = label
-    said = {"since": since, "until": until}
-    parameters |= {name: value for name, value in said.items() if value is not None}
+    refuse_reversed(since or _SINCE, until)
+    parameters = asked(label, since, until, limit)
     if as_json and as_lines:
         raise click.UsageError("give one of --json and --json-lines")
     if as_lines:
@@ -73,12 +58,11 @@ def command(
     with Api() as api:
         rows = api.get("flows", parameters)
         # Names are for people; the document that scripts read has labels only.
-        names = {} if as_json else {row["label"]: row["name"] for row in api.get("labels", {"all": "true"})}
+        rows = rows if as_json else with_names(api, rows)
     _notice(len(rows), limit)
     if as_json:
         show_json(rows)
         return
-    rows = [row | {"name": names.get(row["label"], "")} for row in rows]
     rows.sort(key=lambda row: -int(row["bytes"]))
     show_table(COLUMNS, rows, "no flows in this time", _style)
 
@@ -94,14 +78,6 @@ def _notice(shown: int, limit: int) -> None:
     if shown >= limit:
         notice = f"only the latest {limit} flows are shown; use --limit or a narrower --since"
         click.echo(f"eastwest: {notice}", err=True)
-
-
-def _refuse_reversed(since: str, until: str | None) -> None:
-    """Raises RefusedError for what is no time, or where nothing can be between the two."""
-    now = time.time_ns()
-    if times.parse(since, now) > (times.parse(until, now) if until else now):
-        end = f"--until {until}" if until else "now"
-        raise RefusedError(f"--since {since} is later than {end}", "give an earlier --since")
 
 
 def _style(row: Row) -> str:

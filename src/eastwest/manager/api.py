@@ -21,6 +21,7 @@ _STATUS: tuple[tuple[type[EastwestError], int], ...] = (
     (StoreError, 503),
 )
 _LIMIT = 10_000
+_FEW = 20
 _MAX_LIMIT = 1_000_000
 _MAX_NAME = 255
 
@@ -52,6 +53,13 @@ class FlowQuery(TimeQuery):
     """`limit`: at most so many, the latest."""
 
     limit: int = Field(_LIMIT, ge=1, le=_MAX_LIMIT, description=f"1 to {_MAX_LIMIT}")
+
+
+class TalkerQuery(FlowQuery):
+    """`since`: at first all that is kept."""
+
+    since: str = Field("1970-01-01T00:00:00Z", max_length=64, description="a time")
+    limit: int = Field(_FEW, ge=1, le=_MAX_LIMIT, description=f"1 to {_MAX_LIMIT}")
 
 
 # With their content type, or a route that answers with lines or text would say that its refusals do too.
@@ -134,6 +142,12 @@ def _add_flows(app: FastAPI, backend: Backend) -> None:
     async def flow_lines(query: Annotated[FlowQuery, Query()]) -> Response:
         """The same as JSON lines: one flow a line."""
         return Lines(await backend.flows(query.label, query.since, query.until, query.limit, lines=True))
+
+    @app.get("/api/v1/talkers", response_model=list[models.Talker])
+    async def talkers(query: Annotated[TalkerQuery, Query()]) -> Response:
+        """Pairs of addresses by what flows between them that ended in a time sum to, the most bytes first."""
+        document = await backend.talkers(query.label, query.since, query.until, query.limit)
+        return Response(document, media_type="application/json")
 
     @app.get("/api/v1/minutes")
     async def minutes(query: Annotated[TimeQuery, Query()]) -> list[models.Minute]:

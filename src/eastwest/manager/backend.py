@@ -68,6 +68,11 @@ class Backend:
         start, end = _range(since, until)
         return await self._store.flows(FlowQuestion(await self._selected(selector), start, end, limit), lines)
 
+    async def talkers(self, selector: str | None, since: str, until: str | None, limit: int) -> bytes:
+        """A JSON list of `models.Talker`. Raises RefusedError for what is no selector or time."""
+        start, end = _range(since, until)
+        return await self._store.talkers(FlowQuestion(await self._selected(selector), start, end, limit))
+
     async def minutes(self, selector: str | None, since: str, until: str | None) -> list[models.Minute]:
         """Raises RefusedError for what is no selector or time."""
         start, end = _range(since, until)

@@ -103,6 +103,17 @@ class Flow(BaseModel):
     community_id: str = Field(description="version 1; empty for what is not IP")
 
 
+class Talker(BaseModel):
+    """What a label's flows from one address to another sum to. Of frames that are not IP, `src` and `dst` are
+    MAC addresses."""
+
+    label: int
+    src: str
+    dst: str
+    packets: int
+    bytes: int
+
+
 class Minute(BaseModel):
     """A label's traffic of one minute, which begins at `minute`."""
 

@@ -10,6 +10,7 @@ from eastwest.meter.rows import LOSSES, TOTAL_ROW
 from eastwest.store import community_id
 from eastwest.store.engine import Database
 from eastwest.store.schema import DATABASE
+from eastwest.store.sums import IS_IP
 
 Account = tuple[str, int]
 """Host and boot."""
@@ -189,7 +190,7 @@ def figures(database: Database) -> list[Figures]:
 
 @dataclass(frozen=True)
 class FlowQuestion:
-    """Flows that were active between two times (unix ns), the latest; `labels` None: of all."""
+    """Flows of a time (unix ns), at most `limit`; `labels` None: of all."""
 
     labels: Sequence[int] | None
     since: int
@@ -198,7 +199,8 @@ class FlowQuestion:
 
 
 def flows(database: Database, asked: FlowQuestion, seed: int, lines: bool) -> bytes:
-    """Flows, the latest first, as a JSON list or, `lines`, as an object a line; `seed`: of Community IDs.
+    """Flows that were active then, the latest first, as a JSON list or, `lines`, as an object a line; `seed`:
+    of Community IDs.
 
     The database writes the document, so that no row passes through Python.
     """
@@ -333,17 +335,17 @@ def _rfc3339(column: str) -> str:
     return f"concat(replaceOne(toString(f.`{column}`), ' ', 'T'), 'Z')"
 
 
-def _address(column: str) -> str:
-    """IPv4 without its mapping into IPv6; where the protocol is an EtherType, the MAC address."""
+def address(column: str, is_ip: str) -> str:
+    """A column of `f` as people write it: IPv4 without its mapping into IPv6; what is not IP as a MAC."""
     pairs = ", ".join(f"substring(lower(hex(f.{column})), {start}, 2)" for start in range(21, 32, 2))
     ip = f"replaceRegexpOne(toString(f.{column}), '^::ffff:([0-9]+[.])', '\\\\1')"
-    return f"if(protocol > 255, concatWithSeparator(':', {pairs}), {ip})"
+    return f"if({is_ip}, {ip}, concatWithSeparator(':', {pairs}))"
 
 
 _FLOW_FIELDS = f"""
     {_rfc3339("start")} AS `start`, {_rfc3339("end")} AS `end`, host,
     toValidUTF8(toStringCutToZero(f.port)) AS port, label, class, direction,
-    {_address("src")} AS src, {_address("dst")} AS dst,
+    {address("src", IS_IP)} AS src, {address("dst", IS_IP)} AS dst,
     src_port, dst_port, protocol, packets, bytes, tcp_flags
 """
 """A row of `flows AS f` as the API shows it."""

@@ -14,7 +14,7 @@ from eastwest.bus.background import Background
 from eastwest.bus.messages import Workload
 from eastwest.credentials import refuse_secrets
 from eastwest.errors import ConfigError, StoreError
-from eastwest.store import alerts, detection, reads, retention, watching, writes
+from eastwest.store import alerts, detection, reads, retention, talkers, watching, writes
 from eastwest.store.alerts import StoredAlert
 from eastwest.store.batch import Batch
 from eastwest.store.detection import Limits, Pattern
@@ -137,6 +137,10 @@ class Store:
     async def flows(self, asked: FlowQuestion, lines: bool = False) -> bytes:
         """Flows, latest first, as a JSON list or as JSON lines."""
         return await self._engine.ask(reads.flows, asked, self._config.community_id_seed, lines)
+
+    async def talkers(self, asked: FlowQuestion) -> bytes:
+        """Pairs of addresses by what a label's flows between them sum to, most bytes first: a JSON list."""
+        return await self._engine.ask(talkers.talkers, asked)
 
     async def minutes(self, labels: Sequence[int] | None, since: int, until: int) -> list[Minute]:
         """Traffic by minute and label between two times (unix ns)."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from eastwest.store import sums
 from eastwest.store.batch import Batch, block
 from eastwest.store.binary import integers, string
 from eastwest.store.engine import Database
@@ -62,6 +63,7 @@ def prepare(database: Database, clock: Clock) -> None:
     """Make the tables; finish what a crash left half done."""
     for statement in statements():
         database.command(statement)
+    sums.keep(database)
     reconcile(database)
     (latest,) = database.query(f"SELECT toUnixTimestamp(max(stored_at)) FROM {DATABASE}.batches")[0]
     clock.pass_by(int(latest))
