@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import struct
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -148,6 +149,37 @@ def test_a_cgroups_descendants_are_copied_and_new_ones_too(netns: Path, cgroup: 
             (section,) = receiver.streams[0].sections
             assert {interface.link_type for interface in section.interfaces} == {101}
             assert {packet.custom[0] for packet in section.packets} == {label}
+
+    with_server(tmp_path, test)
+
+
+def test_a_fresh_cgroup_is_copied_from_its_first_packet(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """The kernel knows before user space does; what may be another workload is not copied."""
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with site(server, state, netns=netns, cgroup_root=cgroup) as (h, desk):
+            web = cgroup / "web.slice"
+            web.mkdir()
+            label = await h.knows("web")
+            with Receiver() as receiver:
+                await desk.order("web", receiver.to, selector="name=web", filter="udp port 53")
+                await desk.copying("web")
+                # The probe runs in this thread: until the next await it hears of nothing.
+                for path, count in (("a", 10), ("a/b", 20), ("db.scope", 40), ("c" * 63, 5), ("d" * 64, 80)):
+                    (web / path).mkdir()
+                    command = ["nsenter", f"--net={netns}", sys.executable, "-c", _SENDER, str(web / path)]
+                    subprocess.run([*command, f"{count}x53", "1x54"], check=True)
+                point = await desk.point("web")
+                assert (point.matched, point.not_matched) == (35, 3)
+                await h.knows("db")
+                # Now they are entered by the probe, and are so once.
+                await talk(web / "a/b", netns, "7x53")
+                await talk(web / "db.scope", netns, "40x53")
+                await holds(lambda: receiver.streams[0].count == 42)
+                await desk.take_back("web")
+                point, stream = await desk.over("web")
+            assert (point.matched, point.not_matched, stream.confirmed, stream.lost) == (42, 3, 42, {})
+            assert {packet.custom[0] for packet in receiver.streams[0].packets} == {label}
 
     with_server(tmp_path, test)
 

@@ -26,6 +26,7 @@ __u32 bpf_map__max_entries(const struct bpf_map *map);
 int bpf_map__type(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, __u32 max_entries);
 int bpf_map__set_inner_map_fd(struct bpf_map *map, int fd);
+int bpf_map__reuse_fd(struct bpf_map *map, int fd);
 int bpf_map__set_initial_value(struct bpf_map *map, const void *data, size_t size);
 int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
 int libbpf_num_possible_cpus(void);

@@ -208,6 +208,12 @@ class Object:
             if found == name:
                 checked(lib.bpf_map__set_inner_map_fd(handle, like), f"map {name}")
 
+    def share(self, of: Map) -> None:
+        """Use another object's map for the one of that name, before loading."""
+        for name, handle in self._handles():
+            if name == of.name:
+                checked(lib.bpf_map__reuse_fd(handle, of.fd), f"map {name}")
+
     def set_tunables(self, value: bytes) -> None:
         """Fill the object's `const volatile` struct of tunables before loading."""
         for name, handle in self._handles():

@@ -14,6 +14,7 @@ ENFORCE_OBJECT = Path(__file__).parent / "enforce.bpf.o"
 CGROUPS_OBJECT = Path(__file__).parent / "cgroups.bpf.o"
 PROCESSES_OBJECT = Path(__file__).parent / "processes.bpf.o"
 TAP_OBJECT = Path(__file__).parent / "tap.bpf.o"
+INHERIT_OBJECT = Path(__file__).parent / "inherit.bpf.o"
 
 _INT, _ARRAY, _STRUCT, _ENUM, _TYPEDEF = 1, 3, 4, 6, 8
 _TRANSPARENT = frozenset({_TYPEDEF, 9, 10, 11, 18})  # typedef, volatile, const, restrict, type tag

@@ -6,7 +6,7 @@ Nothing is loaded and no memory is taken while no tap runs.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -23,6 +23,7 @@ from eastwest.probe.tap import Running, Tap
 from eastwest.tap import relay
 from eastwest.tap.config import Attach, TapConfig
 from eastwest.tap.delivery import Delivery
+from eastwest.tap.heirs import named_apart
 from eastwest.tap.points import Points, Source, Stream, Taking, past_point
 from eastwest.tap.reading import Hook
 from eastwest.tap.taps import PINNED, Endpoint, Note, Taps, remove_filters, unpin
@@ -46,13 +47,16 @@ class Scope(NamedTuple):
     attach: Attach
     handle: int
     pins: Path
+    inherits: bool
+    """Whether new cgroups can be told from workloads by their names."""
 
     @classmethod
     def of(cls, config: ProbeConfig, tcx: bool) -> "Scope":
         """The meter's, which attaches by TCX or not."""
         directory, root = pins.directory(config.state_dir), config.cgroup_root or cgroup_mount()
         handle = pins.filter_handle(directory) ^ 1 or 2
-        return cls(config.netns, root, "tcx" if tcx else "clsact", handle, directory)
+        inherits = named_apart(config.cgroup_patterns)
+        return cls(config.netns, root, "tcx" if tcx else "clsact", handle, directory, inherits)
 
 
 class Copying:
@@ -146,10 +150,18 @@ class Copying:
         if any(tap.hopeless(hooks) for tap, hooks in served.items()):
             self._tell()
 
-    async def apply(self, wanted: Mapping[Source, Sequence[Taking]], refused: Mapping[Stream, str]) -> None:
-        """Copy this and nothing else; whom `part` named is over then. Raises KernelError."""
+    async def apply(
+        self,
+        wanted: Mapping[Source, Sequence[Taking]],
+        refused: Mapping[Stream, str],
+        known: Set[int],
+    ) -> None:
+        """Copy this and nothing else (see `Points.apply`); whom `part` named is over then.
+
+        Raises KernelError.
+        """
         if self._points:
-            await whole(self._points.apply, wanted, refused)
+            await whole(self._points.apply, wanted, refused, known)
         for running in self._outgoing:
             self._release(running, _DRAIN_SECONDS)
         self._outgoing.clear()
@@ -185,7 +197,9 @@ class Copying:
         """The programs, loaded when they are first needed."""
         if self._kernel is None:
             self._kernel, note = self._loaded().__enter__(), relay.note(self._scope.pins.parent)
-            self._points = Points(self._kernel, self._scope.cgroup_root, self._past, note)
+            self._points = Points(
+                self._kernel, self._scope.cgroup_root, self._past, note, self._scope.inherits
+            )
             self._leave_out()
         return self._kernel
 

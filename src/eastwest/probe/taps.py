@@ -144,6 +144,7 @@ class StandingTaps:
 
     async def _reconcile(self) -> None:
         self._expire()
+        known = frozenset(self._inventory.every_cgroup())
         chosen = [(place, taps) for place in self._places() if (taps := self._selecting(place.label))]
         hooks: dict[Tap, set[Hook]] = {}
         for place, taps in chosen:
@@ -153,7 +154,7 @@ class StandingTaps:
         self._renew()
         if served := self._served(hooks):
             await self._copying.begin(served)
-        await self._copying.apply(*self._takings(chosen))
+        await self._copying.apply(*self._takings(chosen), known)
 
     def _places(self) -> Iterator[_Place]:
         """Every source of packets whose workload is known."""

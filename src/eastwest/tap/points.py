@@ -6,7 +6,7 @@ at many ports is one filter program, which all of them ask.
 
 import errno
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from eastwest.bus.taps import Direction, TapPoint
 from eastwest.errors import KernelError, RefusedError
 from eastwest.tap.filter import Filter, Programs
+from eastwest.tap.heirs import Heirs
 from eastwest.tap.reading import Hook
 from eastwest.tap.segments import Segments
 from eastwest.tap.taps import CAPTURE, MOST_ORDERS, MOST_STREAMS, Order, Point, Taps
@@ -86,14 +87,22 @@ class _Pool:
 class Points:
     """All points of a host. Driven from one thread at a time; `counts` may be asked from another.
 
+    `inherits`: whether the kernel may tap new cgroups below tapped ones by itself.
+
     `past`: tap → sums over what it counted at sources that are gone.
     """
 
     def __init__(
-        self, taps: Taps, cgroup_root: Path, past: dict[str, Counter[str]], note: Path | None = None
+        self,
+        taps: Taps,
+        cgroup_root: Path,
+        past: dict[str, Counter[str]],
+        note: Path | None = None,
+        inherits: bool = True,
     ) -> None:
         self._taps = taps
         self._root = cgroup_root
+        self._heirs = Heirs(taps.map("cgroup_points")) if inherits else None
         self._rooted = False
         self._attached: dict[Source, _Attached] = {}
         self._streams: dict[Stream, int] = {}
@@ -112,11 +121,17 @@ class Points:
         self.problems: Mapping[Stream, str] = {}
         """Why a tap copies nothing somewhere, as of the last `apply`."""
 
-    def apply(self, wanted: Mapping[Source, Sequence[Taking]], refused: Mapping[Stream, str]) -> None:
+    def apply(
+        self,
+        wanted: Mapping[Source, Sequence[Taking]],
+        refused: Mapping[Stream, str],
+        known: Set[int] = frozenset(),
+    ) -> None:
         """Copy this, from now on, and nothing else; takings that come first have precedence.
 
-        `refused`: why other streams do not begin. Blocks, some milliseconds for each source whose takings
-        change. Raises KernelError.
+        `refused`: why other streams do not begin. `known`: the cgroups that it is known whose they are;
+        others, when they are new, have what is wanted of the one that they are in. Blocks, some
+        milliseconds for each source whose takings change. Raises KernelError.
         """
         self._found = dict(refused)
         wanted = self._with_relay(wanted)
@@ -127,7 +142,10 @@ class Points:
         if self._rooted and not any(source.hook is Hook.CGROUP for source in self._attached):
             self._taps.detach_cgroup(self._root)
             self._rooted = False
+            if self._heirs:
+                self._heirs.close()
         self._taps.settle()
+        self._keep_heirs(known)
         self._forget()
         if not self._segmenting:
             self._segments.close()
@@ -135,7 +153,19 @@ class Points:
 
     def close(self) -> None:
         """Leave nothing behind that would outlive the programs."""
+        if self._heirs:
+            self._heirs.close()
         self._segments.close()
+
+    def _keep_heirs(self, known: Set[int]) -> None:
+        """What the kernel has tapped by itself is as what it is in; no more, once it is known whose it is."""
+        for number, origin, point in self._heirs.found() if self._heirs else ():
+            of = self._attached.get(Source(Hook.CGROUP, origin))
+            if of is None or number in known:
+                self._taps.remove_cgroup(number)
+            elif point != (heir := of.point._replace(heir_of=origin)).pack():
+                self._taps.set_cgroup(number, heir)
+        self._taps.settle()
 
     def _with_relay(self, wanted: Mapping[Source, Sequence[Taking]]) -> Mapping[Source, Sequence[Taking]]:
         """Have a relay where one is needed; where there can be none, what needs none is left."""
@@ -256,6 +286,8 @@ class Points:
         elif not self._rooted:
             self._taps.attach_cgroup(self._root)
             self._rooted = True
+            if self._heirs:
+                self._heirs.open()
 
     def _remove(self, source: Source) -> None:
         self._attached.pop(source, None)

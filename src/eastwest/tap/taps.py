@@ -73,6 +73,8 @@ class Point(NamedTuple):
     label: int
     orders: Sequence[Order]
     place: int = 0
+    heir_of: int = 0
+    """See `Heirs`."""
 
     def pack(self) -> bytes:
         """The C `tap_point`. Raises RefusedError where it does not hold so much."""
@@ -89,6 +91,7 @@ class Point(NamedTuple):
             fields = (order.destination, order.interface, order.stream, order.snaplen, order.service)
             point["order"][bit] = (*fields, order.segment)
         point["label"], point["place"], point["orders"] = self.label, self.place, len(self.orders)
+        point["heir_of"] = self.heir_of
         point["segmenting"] = any(order.segment for order in self.orders)
         return bytes(point.tobytes())
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * What a tap shares with user space: who is tapped for whom, what was counted, and the buffers that packets
- * are written to. Python reads the layouts from the object's BTF. Padding is explicit.
+ * What a tap shares with user space: who is tapped for whom (points.h), what was counted, and the buffers that
+ * packets are written to. Python reads the layouts from the object's BTF. Padding is explicit.
  */
 #ifndef EASTWEST_TAP_H
 #define EASTWEST_TAP_H
@@ -10,37 +10,8 @@
 #include <linux/types.h>
 #include <bpf/bpf_helpers.h>
 
+#include "points.h"
 #include "ring.h"
-
-enum tap_sizes {
-	TAP_ORDERS = 16,	     /* at one port or cgroup */
-	TAP_DESTINATIONS = 256,
-	TAP_STREAMS = 4096,	     /* an order at a port or cgroup */
-	TAP_CAPTURE = 122880,	     /* longest copy of a packet; what is beyond is cut */
-};
-
-/* One order at one port or cgroup. */
-struct tap_order {
-	__u32 destination;
-	__u32 interface; /* the pcapng interface's number in the destination's section */
-	__u32 stream;	 /* index of its counters */
-	__u32 snaplen;
-	__u32 service;
-	__u32 segment; /* not 0: copies as on the wire; a number that no other order has (relay.h) */
-};
-
-/* What is copied at a port or cgroup. Orders are the lowest bits of what a filter answers. */
-struct tap_point {
-	__u64 filtered; /* orders that take what the filters at `place` say */
-	__u64 every;	/* orders that take every packet */
-	__u64 ingress;	/* orders that take what the workload receives, … */
-	__u64 egress;	/* … and what it sends */
-	__u32 label;
-	__u32 place;
-	__u32 orders;
-	__u32 segmenting; /* some order is for copies as on the wire */
-	struct tap_order order[TAP_ORDERS];
-};
 
 /*
  * On one CPU. Packets offered = matched + not_matched; matched = written + every loss. Of an order for copies as on
@@ -61,20 +32,13 @@ struct tap_count {
 	__u64 unreported;    /* of the losses, those that no block's epb_dropcount has told yet */
 };
 
-/* Ports by index of the interface, cgroups by id. */
+/* By index of the interface. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, TAP_STREAMS);
 	__type(key, __u32);
 	__type(value, struct tap_point);
 } port_points SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, TAP_STREAMS);
-	__type(key, __u64);
-	__type(value, struct tap_point);
-} cgroup_points SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
