@@ -21,6 +21,7 @@ class Wire:
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._rest = b""
+        self._failed: OSError | None = None
         connected.setblocking(False)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -40,10 +41,27 @@ class Wire:
         await self._until_done(made.do_handshake)
 
     def receive_now(self, room: memoryview) -> int | None:
-        """Bytes read, 0 at the end of what the other end sends; None where there is nothing yet.
+        """Bytes read, all that there are or fit, 0 at the end of what the other end sends; None where there
+        is nothing yet.
 
+        A read is no more than what came in one piece (over TLS a record of 16 KiB), and each turn has its price.
         Raises OSError.
         """
+        if self._failed:
+            raise self._failed
+        taken = 0
+        received: int | None = None
+        try:
+            while taken < len(room) and (received := self._receive_piece(room[taken:])):
+                taken += received
+        except OSError as error:
+            if not taken:
+                raise
+            self._failed = error
+            return taken
+        return taken or received
+
+    def _receive_piece(self, room: memoryview) -> int | None:
         try:
             return self._socket.recv_into(room)
         except _BLOCKED:
