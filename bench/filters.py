@@ -1,17 +1,17 @@
 """What a filter costs a packet that it does not take: the slope from 1 to 64 filters in one program.
 
-BPF_PROG_TEST_RUN on one frame, each filter with another port or address: none is like another. Medians and
-ranges over rounds, programs in alternation; run it alone:
-
-    sudo .venv/bin/python -m bench.filters
+BPF_PROG_TEST_RUN on one frame, each filter with another port or address: none is like another. Programs in
+alternation, round by round.
 """
 
 import os
-import statistics
+import sys
 from collections.abc import Sequence
 
 from tests.kernel.frames import ethernet, ipv4, tcp, udp
 
+from bench import machine
+from bench.figures import spread, table
 from eastwest.errors import RefusedError
 from eastwest.kernel import trial
 from eastwest.kernel.libbpf import CGROUP_SKB, SCHED_CLS, load_instructions
@@ -19,7 +19,6 @@ from eastwest.tap.filter import ORDERS, Filter, Wanted, compiled, program
 from eastwest.tap.payload import Payload
 from eastwest.tap.reading import Hook
 
-ROUNDS, RUNS = 15, 300_000
 TYPES = {Hook.PORT: SCHED_CLS, Hook.CGROUP: CGROUP_SKB}
 TCP = ethernet(ipv4(tcp(bytes(1000)), 6), 0x0800)
 UDP = ethernet(ipv4(udp(bytes(1000)), 17), 0x0800)
@@ -49,12 +48,12 @@ def filters(text: str, payload: Payload | None, count: int, hook: Hook) -> list[
     return [one for one in made if isinstance(one, Filter)]
 
 
-def slope(made: Sequence[Filter], frame: bytes, hook: Hook, runs: int) -> list[float]:
+def slope(made: Sequence[Filter], frame: bytes, hook: Hook, rounds: int, runs: int) -> list[float]:
     """ns for each further filter, by rounds."""
     few = load_instructions(TYPES[hook], program(made[:1], hook), "bench")
     many = load_instructions(TYPES[hook], program(made, hook), "bench")
     figures = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         one, all_of_them = (trial.run(which, frame, runs).nanoseconds for which in (few, many))
         figures.append((all_of_them - one) / (len(made) - 1))
     os.close(few)
@@ -62,16 +61,20 @@ def slope(made: Sequence[Filter], frame: bytes, hook: Hook, runs: int) -> list[f
     return figures
 
 
-def main() -> None:
-    for name, text, payload, frame in CASES:
-        for hook in Hook:
-            if hook is Hook.CGROUP and "vlan" in text:
-                continue
-            made = filters(text, payload, _SEARCHES if payload else ORDERS, hook)
-            figures = slope(made, frame, hook, RUNS // 50 if payload else RUNS)
-            middle, low, high = statistics.median(figures), min(figures), max(figures)
-            print(f"{hook.value:8} {name:45} {middle:7.1f} ns  ({low:.1f} to {high:.1f})")
+def main(quick: bool) -> None:
+    rounds, runs = (3, 3_000) if quick else (15, 300_000)
+    rows = []
+    with machine.section("What a filter costs that takes nothing"):
+        for name, text, payload, frame in CASES:
+            for hook in Hook:
+                if hook is Hook.CGROUP and "vlan" in text:
+                    continue
+                made = filters(text, payload, _SEARCHES if payload else ORDERS, hook)
+                figures = slope(made, frame, hook, rounds, runs // 50 if payload else runs)
+                rows.append((name, hook.value, spread(figures)))
+        print(f"{rounds} rounds of {runs:,} packets (of searches a fiftieth).\n")
+        table(("filter, and what it meets", "hook", "ns per packet"), rows)
 
 
 if __name__ == "__main__":
-    main()
+    main("--quick" in sys.argv)

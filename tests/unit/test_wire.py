@@ -1,9 +1,11 @@
 """A connection that reads into lent memory: all that has come, whatever pieces it came in."""
 
 import asyncio
+import fcntl
 import socket
 import ssl
 import struct
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import pytest
 
 from eastwest.collector.wire import Wire
 from tests.conftest import readable, run
+from tests.system.bus_server import until
 
-SENT = bytes(range(256)) * 200  # more than three records of TLS, less than a window
+SENT = bytes(range(256)) * 400  # more than six records of TLS
 
 
 @pytest.fixture
@@ -43,6 +46,7 @@ def test_all_records_of_tls_are_read_at_once(
 ) -> None:
     """Record by record, a stream would have a turn of the loop, and its wait, for each 16 KiB."""
     ours, theirs = connected
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     server, client = contexts(tmp_path)
 
     def send() -> ssl.SSLSocket:
@@ -55,7 +59,13 @@ def test_all_records_of_tls_are_read_at_once(
             sending = asyncio.create_task(asyncio.to_thread(send))
             wire = Wire(ours)
             await wire.secure(server)
-            return wire, await sending
+            secure = await sending
+
+            async def arrived() -> bool:
+                return fcntl.ioctl(secure.fileno(), termios.TIOCOUTQ, bytes(4)) == bytes(4)
+
+            await until(arrived)
+            return wire, secure
 
     wire, secure = asyncio.run(secured())
     room = bytearray(2 * len(SENT))

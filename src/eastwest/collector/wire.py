@@ -42,10 +42,9 @@ class Wire:
 
     def receive_now(self, room: memoryview) -> int | None:
         """Bytes read, all that there are or fit, 0 at the end of what the other end sends; None where there
-        is nothing yet.
+        is nothing yet. Raises OSError.
 
-        A read is no more than what came in one piece (over TLS a record of 16 KiB), and each turn has its price.
-        Raises OSError.
+        One read may bring less (over TLS a record of 16 KiB), and each turn of whoever calls has its price.
         """
         if self._failed:
             raise self._failed
