@@ -153,7 +153,6 @@ _PATTERNS = f"""
                      AND addresses >= open_addresses,
         {{ports:UInt32}} > 0 AND ports >= {{ports:UInt32}} AND ports >= open_ports)
     ORDER BY syns + addresses + ports DESC, src, dst, dst_port
-    LIMIT {_MOST_OF_LABEL} BY any_src, any_dst, owner LIMIT {_MOST}
 """
 
 
@@ -175,7 +174,8 @@ def patterns(database: Database, window: Window, limits: Limits, realms: Mapping
     candidates = [str(address) for (address,) in database.query(_CANDIDATES, parameters)]
     if not candidates:
         return []
-    rows = database.query(_PATTERNS, {**parameters, "candidates": candidates})
+    room = f"LIMIT {_MOST_OF_LABEL} BY any_src, any_dst, owner LIMIT {_MOST}"
+    rows = database.query(_PATTERNS + room, {**parameters, "candidates": candidates})
     return [_pattern(row) for row in rows]
 
 
