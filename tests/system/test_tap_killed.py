@@ -85,6 +85,43 @@ def test_what_a_killed_probe_had_not_delivered_is_named(netns: Path, cgroup: Pat
     asyncio.run(test())
 
 
+def test_what_was_over_before_a_kill_is_still_known(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """A tap that had ended, and a port that had gone from one that goes on: killed twice, to the packet."""
+
+    async def test() -> None:
+        async with killable(tmp_path, netns=netns, cgroup_root=cgroup) as (probe, desk):
+            with Workload(netns) as one, Receiver() as receiver:
+                await desk.order("brief", receiver.to, selector=f"name={one.name}", filter="udp port 53")
+                await desk.copying("brief")
+                one.send(20, port=53)
+                one.send(3)
+                await desk.becomes(lambda answer: answer.streams[0].confirmed == 20)
+                await desk.take_back("brief")
+                await desk.over("brief")
+                await desk.order("web", receiver.to, selector="kind=netns")
+                with Workload(netns) as two:
+                    await desk.copying("web", 2)
+                    two.send(30)
+                    await desk.becomes(lambda answer: answer.streams[0].confirmed == 30)
+                await desk.copying("web")
+                one.send(7)
+                await desk.becomes(lambda answer: answer.streams[0].confirmed == 37)
+                for _ in range(2):
+                    probe.end(signal.SIGKILL)
+                    probe.start()
+                    await desk.copying("web")
+                    answer = await desk.answer()
+                    points = {point.tap: point for point in answer.past}
+                    streams = {stream.tap: stream for stream in answer.past_streams}
+                    brief, web = points["brief"], points["web"]
+                    assert (brief.matched, brief.not_matched, brief.written, brief.lost) == (20, 3, 20, {})
+                    assert (web.matched, web.written, web.lost) == (37, 37, {})
+                    confirmed = {name: (stream.confirmed, stream.lost) for name, stream in streams.items()}
+                    assert confirmed == {"brief": (20, {}), "web": (37, {})}
+
+    asyncio.run(test())
+
+
 def test_without_tcx_a_killed_probes_filters_are_taken_away(
     netns: Path, cgroup: Path, tmp_path: Path
 ) -> None:

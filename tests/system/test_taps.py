@@ -17,7 +17,7 @@ from eastwest.probe import tap
 from eastwest.probe import taps as standing
 from eastwest.tap.config import TapConfig
 from tests.conftest import Workload
-from tests.kernel.frames import ethernet, ipv4, udp
+from tests.kernel.frames import ethernet, ipv4, ipv6, tcp, udp
 from tests.kernel.tapping import packet_socket
 from tests.system.bus_server import RunningServer
 from tests.system.capturing import Group
@@ -180,6 +180,42 @@ def test_a_fresh_cgroup_is_copied_from_its_first_packet(netns: Path, cgroup: Pat
                 point, stream = await desk.over("web")
             assert (point.matched, point.not_matched, stream.confirmed, stream.lost) == (42, 3, 42, {})
             assert {packet.custom[0] for packet in receiver.streams[0].packets} == {label}
+
+    with_server(tmp_path, test)
+
+
+def test_ipv6_is_copied_byte_by_byte(netns: Path, cgroup: Path, tmp_path: Path) -> None:
+    """By a filter for IPv6 and a port, in both directions, with extension headers too; nothing else."""
+    fragment = struct.pack("!BBHI", 17, 0, 1, 7)  # the first of several
+    wanted = [ethernet(ipv6(udp(bytes([n]) * n, dst=53), 17), 0x86DD) for n in range(40, 60)]
+    received = [ethernet(ipv6(udp(bytes([n]) * n, src=53), 17), 0x86DD) for n in range(60, 70)]
+    others = [
+        ethernet(ipv6(udp(bytes(50), dst=54), 17), 0x86DD),
+        ethernet(ipv6(fragment + udp(bytes(50), dst=53), 44), 0x86DD),  # libpcap follows no headers
+        ethernet(ipv6(tcp(bytes(50), dst=53), 6), 0x86DD),
+        ethernet(ipv4(udp(bytes(50), dst=53), 17), 0x0800),
+    ]
+
+    async def test(server: RunningServer, state: Path) -> None:
+        async with site(server, state, netns=netns, cgroup_root=cgroup) as (h, desk):
+            with Workload(netns) as one, Receiver() as receiver:
+                label = await h.knows(one.name)
+                await desk.order("six", receiver.to, selector="kind=netns", filter="ip6 and udp port 53")
+                await desk.copying("six")
+                with packet_socket(one.netns, "eth0") as s:
+                    for frame in (*wanted, *others):
+                        s.send(frame)
+                with packet_socket(netns, one.port) as s:
+                    for frame in (*received, *others):
+                        s.send(frame)
+                await holds(lambda: receiver.streams[0].count == 30)
+                await desk.take_back("six")
+                point, stream = await desk.over("six")
+            assert (point.matched, point.not_matched, stream.confirmed, stream.lost) == (30, 8, 30, {})
+            packets = receiver.streams[0].packets
+            assert [packet.data for packet in packets if packet.flags & 3 == 2] == wanted
+            assert [packet.data for packet in packets if packet.flags & 3 == 1] == received
+            assert {packet.custom[0] for packet in packets} == {label}
 
     with_server(tmp_path, test)
 

@@ -20,11 +20,12 @@ from eastwest.meter import pins
 from eastwest.meter.check import cgroup_mount
 from eastwest.probe.config import ProbeConfig
 from eastwest.probe.tap import Running, Tap
+from eastwest.probe.tappast import TapPast
 from eastwest.tap import relay
 from eastwest.tap.config import Attach, TapConfig
 from eastwest.tap.delivery import Delivery
 from eastwest.tap.heirs import named_apart
-from eastwest.tap.points import Points, Source, Stream, Taking, past_point
+from eastwest.tap.points import Points, Source, Stream, Taking
 from eastwest.tap.reading import Hook
 from eastwest.tap.taps import PINNED, Endpoint, Note, Taps, remove_filters, unpin
 
@@ -35,7 +36,6 @@ T = TypeVar("T")
 
 _DRAIN_SECONDS = 30.0
 _STOP_SECONDS = 2.0
-_PAST_KEPT = 256
 _MOST_SHOWN = 20
 
 
@@ -73,8 +73,7 @@ class Copying:
         self._outgoing: list[Running] = []
         self._draining: set[Running] = set()
         self._leaving: set[asyncio.Task[None]] = set()
-        self._past: dict[str, Counter[str]] = {}
-        self._past_streams: dict[str, TapStream] = {}
+        self._past = TapPast(scope.pins.parent / "taps.json")
         self._known: dict[str, set[Endpoint]] = {}
         self._dialled: dict[int, Endpoint] = {}
         self._own_problem = ""
@@ -102,6 +101,7 @@ class Copying:
             await whole(relay.remove_leftover, relay.note(scope.pins.parent))
         except KernelError as error:
             log.warning("the relay of an earlier probe is still there: %s", error)
+        await whole(self._past.read)
         if not any((scope.pins / name).exists() for name in PINNED):
             return
         try:
@@ -111,10 +111,10 @@ class Copying:
             found = []
         unpin(scope.pins)
         for note, counts in found:
-            self._past.setdefault(note.tap, Counter()).update(counts)
+            self._past.points.setdefault(note.tap, Counter()).update(counts)
             lost = {"unconfirmed": note.unconfirmed, "probe_killed": 0}
             lost["probe_killed"] = max(0, counts["written"] - note.confirmed - note.unconfirmed)
-            self._remember(
+            self._past.remember(
                 TapStream(
                     tap=note.tap,
                     connected=False,
@@ -126,6 +126,7 @@ class Copying:
                     reconnects=note.reconnects,
                 )
             )
+        await whole(self._past.write)
 
     def _remains(self) -> list[tuple[Note, Counter[str]]]:
         with self._loaded() as kernel:
@@ -162,6 +163,7 @@ class Copying:
         """
         if self._points:
             await whole(self._points.apply, wanted, refused, known)
+            await whole(self._past.write)
         for running in self._outgoing:
             self._release(running, _DRAIN_SECONDS)
         self._outgoing.clear()
@@ -198,7 +200,7 @@ class Copying:
         if self._kernel is None:
             self._kernel, note = self._loaded().__enter__(), relay.note(self._scope.pins.parent)
             self._points = Points(
-                self._kernel, self._scope.cgroup_root, self._past, note, self._scope.inherits
+                self._kernel, self._scope.cgroup_root, self._past.points, note, self._scope.inherits
             )
             self._leave_out()
         return self._kernel
@@ -253,7 +255,8 @@ class Copying:
             assert self._kernel
             del self._running[running.number]
             self._draining.discard(running)
-            self._remember(running.delivery.status())
+            self._past.remember(running.delivery.status())
+            await whole(self._past.write)
             self._kernel.note(running.number, None)
             self._dialled.pop(running.number, None)
             self._leave_out()
@@ -326,33 +329,11 @@ class Copying:
 
     def past(self) -> tuple[list[TapPoint], list[TapStream]]:
         """What was counted at points that are gone, and of streams that are over: the last taps only."""
-        return [past_point(*of) for of in self._past.items()], list(self._past_streams.values())
-
-    def _remember(self, status: TapStream) -> None:
-        """A stream that is over, with those of its name before it; the last taps only."""
-        before = self._past_streams.pop(status.tap, None)
-        self._past_streams[status.tap] = status if before is None else _sum(before, status)
-        while len(self._past_streams) > _PAST_KEPT:
-            self._past.pop(next(iter(self._past_streams)), None)
-            del self._past_streams[next(iter(self._past_streams))]
+        return self._past.answer()
 
 
 def _nobody() -> None:
     """Nobody is told."""
-
-
-def _sum(one: TapStream, other: TapStream) -> TapStream:
-    return TapStream(
-        tap=one.tap,
-        connected=False,
-        pending=0,
-        unanswered=0,
-        confirmed=one.confirmed + other.confirmed,
-        lost=dict(Counter(one.lost) + Counter(other.lost)),
-        sent_bytes=one.sent_bytes + other.sent_bytes,
-        reconnects=one.reconnects + other.reconnects,
-        problem=other.problem,
-    )
 
 
 async def whole(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
