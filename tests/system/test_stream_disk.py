@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
@@ -144,18 +145,74 @@ async def test_a_full_disk(disk: Path, tmp_path: Path) -> None:
 
 @in_loop
 async def test_the_reserve_is_left(disk: Path, tmp_path: Path) -> None:
-    """Nothing is stored where less would be free than is to be."""
+    """Nothing is stored where less would be free than is to be; who reads it gets all, and a tap without
+    files is whole."""
     async with site(tmp_path, path=disk / "captures", min_free_bytes=13 << 20) as place:
         await place.tap()
-        async with place.sender() as sender:
-            await sender.send(PORT, PORT, *big(0, 100))
-            assert await sender.end() == 100
+        await place.tap("live", store=False)
+        subscribed = [place.streams.subscribe(tap) for tap in ("web", "live")]
+        reading = [asyncio.create_task(_packets(reader)) for reader in subscribed]
+        async with place.sender() as sender, place.sender("live") as live:
+            for one in (sender, live):
+                await one.send(PORT, PORT, *big(0, 100))
+                assert await one.end() == 100
+        for tap in ("web", "live"):
+            await place.untap(tap)
+        assert await asyncio.gather(*reading) == [list(range(100))] * 2
+        assert (place.status("live").packets, place.status("live").lost) == (100, {})
         stored = 100 - place.status().lost["disk"]
         assert 0 < stored * BYTES < 3 << 20
         assert shutil.disk_usage(disk).free >= 13 << 20
         (problem,) = place.streams.problems()
         assert "lower [streams] min_free_bytes" in problem
         assert packets(*place.files()) == stored
+
+
+@pytest.fixture
+def frozen(root: None, tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, to be stalled with fsfreeze; it goes on at the end."""
+    require(shutil.which("mkfs.ext4") and Path("/dev/loop-control").exists(), "needs loop devices, e2fsprogs")
+    image, place = tmp_path / "image", tmp_path / "frozen"
+    place.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    run("mkfs.ext4", "-q", str(image))
+    run("mount", "-o", "loop", str(image), str(place))
+    try:
+        yield place
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", str(place)], capture_output=True, check=False)
+        run("umount", "--lazy", str(place))
+
+
+@in_loop
+async def test_a_stalled_disk_holds_up_its_own_streams_alone(frozen: Path, tmp_path: Path) -> None:
+    """More wait for it than it has threads: a stream without files goes on to its end; then all is stored."""
+    hosts = [f"h{n}" for n in range(6)]
+    async with site(tmp_path, path=frozen / "captures") as place, AsyncExitStack() as stack:
+        await place.tap()
+        await place.tap("live", store=False)
+        senders = [await stack.enter_async_context(place.sender(host=host)) for host in hosts]
+        for sender in senders:
+            await sender.send(PORT, PORT, *big(0, 1))
+            await sender.until_confirmed(1)
+        run("fsfreeze", "--freeze", str(frozen))
+        try:
+            for sender in senders:
+                await sender.send(*big(1, 9))
+            live = asyncio.create_task(_packets(place.streams.subscribe("live")))
+            async with place.sender("live") as other:
+                await other.send(PORT, PORT, *big(0, 100))
+                assert await other.end() == 100
+            await place.untap("live")
+            assert await live == list(range(100))
+            assert {place.status(host=host).packets for host in hosts} == {1}
+        finally:
+            run("fsfreeze", "--unfreeze", str(frozen))
+        for sender in senders:
+            assert await sender.end() == 10
+        assert [place.status(host=host).lost for host in hosts] == [{}] * 6
+        assert [numbers(file) for file in place.files()] == [list(range(10))] * 6
 
 
 async def _packets(reader: streams.Subscription) -> list[int]:

@@ -175,6 +175,11 @@ class Recording:
         self._until = 0.0
         self._new = 0
 
+    @property
+    def open(self) -> bool:
+        """Whether there is a file that is being written."""
+        return self._file is not None
+
     def write(self, section: bytes, interfaces: Sequence[bytes], packets: memoryview) -> bool:
         """Append whole packet blocks, after what they need to be understood. False: they are not stored."""
         try:

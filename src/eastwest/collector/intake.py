@@ -160,7 +160,8 @@ class Intake:
                 pass
         finally:
             self._ending = True
-            await self._shared.write(self._recording.close)
+            if self._recording.open:  # else nothing waits for a disk
+                await self._shared.write(self._recording.close)
 
     async def answer(self) -> None:
         """Say for the last time how many packets came. Raises OSError."""
