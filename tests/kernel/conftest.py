@@ -1,4 +1,4 @@
-"""A meter of a test's own, and a port for it."""
+"""A meter of a test's own and a port for it; taps of a test's own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,9 @@ import pytest
 
 from eastwest.meter.config import MeterConfig
 from eastwest.meter.meter import Meter
+from eastwest.tap.taps import Point, Taps
 from tests.conftest import Workload
+from tests.kernel.tapping import LABEL, LO, Tool, tapping
 
 
 @pytest.fixture
@@ -24,3 +26,17 @@ def port(meter: Meter, netns: Path) -> Iterator[tuple[Path, int]]:
         ifindex = workload.ifindex
         meter.attach_port(ifindex)
         yield workload.netns, ifindex
+
+
+@pytest.fixture
+def taps(netns: Path) -> Iterator[Taps]:
+    with tapping(netns) as taps:
+        yield taps
+
+
+@pytest.fixture
+def tool(taps: Taps) -> Tool:
+    """Takes what trial runs put on interface 1, as stream 5."""
+    tool = Tool(taps)
+    taps.set_port(LO, Point(LABEL, [tool.order(5)]))
+    return tool

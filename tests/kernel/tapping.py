@@ -14,6 +14,9 @@ from tests.kernel.blocks import Packet, Section, parse
 
 LOSSES = ("buffer_full", "busy", "load_failed", "no_buffer")
 LABEL, SERVICE = 77, 9001
+LO = 1
+"""Whose index trial runs say; every namespace has it."""
+
 SMALL = 1 << 20
 """Bytes of buffers: the smallest that a machine of two CPUs takes, and some more."""
 

@@ -22,7 +22,7 @@ from eastwest.tap.reading import Hook
 from eastwest.tap.taps import CAPTURE, Point, Taps
 from tests.conftest import Workload, run
 from tests.kernel.frames import ethernet, ipv4, udp
-from tests.kernel.tapping import LABEL, SERVICE, Tool, balanced, packet_socket, tap_port, tapping, until
+from tests.kernel.tapping import LABEL, SERVICE, Tool, balanced, packet_socket, tap_port, until
 
 INBOUND, OUTBOUND, UNICAST, MULTICAST, BROADCAST = 1, 2, 1 << 2, 2 << 2, 3 << 2
 CHECKSUM_NOT_READY, SEGMENTATION_OFFLOADED = 1 << 9, 1 << 11
@@ -33,19 +33,13 @@ LARGEST_FRAME = 65535 + 14
 
 @pytest.fixture(autouse=True)
 def one_cpu() -> Iterator[None]:
-    """Frames of one CPU keep their order; those of several do not."""
+    """All frames are in one ring, which holds as many as a test reckons with."""
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cpus)})
     try:
         yield
     finally:
         os.sched_setaffinity(0, cpus)
-
-
-@pytest.fixture
-def taps(netns: Path) -> Iterator[Taps]:
-    with tapping(netns) as taps:
-        yield taps
 
 
 @pytest.fixture

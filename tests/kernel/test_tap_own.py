@@ -1,14 +1,9 @@
 """Packets of eastwest's own connections: told by address and port, in either direction, and nothing else."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
 from eastwest.kernel import trial
 from eastwest.tap.taps import Point, Taps
 from tests.kernel.frames import ethernet, extension, ipv4, ipv6, tcp, udp
-from tests.kernel.tapping import LABEL, Tool, tapping
+from tests.kernel.tapping import LABEL, Tool
 
 LO = 1
 IPV4, IPV6, VLAN, HOP_BY_HOP, TCP, UDP = 0x0800, 0x86DD, 0x8100, 0, 6, 17
@@ -33,12 +28,6 @@ OTHERS = [
     ethernet(b"\x01" * 46, 0x0806),
 ]
 ENDS = [("10.0.0.2", 8471), ("10.0.0.1", 8472), ("fd00::2", 8473), ("fd00::1%lo", 8474)]
-
-
-@pytest.fixture
-def taps(netns: Path) -> Iterator[Taps]:
-    with tapping(netns) as taps:
-        yield taps
 
 
 def test_own_connections_are_left_out_and_counted_apart(taps: Taps) -> None:

@@ -33,6 +33,8 @@ def test_the_demo_shows_only_what_the_senders_recorded() -> None:
     assert "✓ every figure equals the senders' record: 6 labels, 42 flows" in demo.stdout
     for title in ("Labels", "Top flows", "Ledger", "Own cost"):
         assert title in demo.stdout
+    if shutil.which("tshark"):
+        assert "tcp.segments" in demo.stdout and "_ws.malformed" not in demo.stdout
 
 
 def test_roles_killed_under_traffic_lose_and_double_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from typing import Self
 
 EASTWEST = Path(sys.executable).with_name("eastwest")
 
-_SELECTOR, _MOST = "tenant=a", "20M"
+_CAPTURE = "capture tenant=a --direction egress --max-bytes 20M -w"
+"""Egress: what the tenant's workloads send to each other is there once. Of a copy at both ends tshark takes
+each second for a retransmission, and for malformed where it puts a reply of HTTP together."""
+
 _SECONDS = 20.0
 
 
@@ -22,7 +25,7 @@ class DemoCapture:
     def __init__(self, url: str, directory: Path) -> None:
         self._environment = os.environ | {"EASTWEST_URL": url}
         self._file = directory / "capture.pcapng"
-        self._arguments = ["capture", _SELECTOR, "--max-bytes", _MOST, "-w", str(self._file)]
+        self._arguments = [*_CAPTURE.split(), str(self._file)]
         self._tshark = shutil.which("tshark")
         self._process: Process | None = None
 
@@ -62,8 +65,6 @@ class DemoCapture:
             self._tshark, "-r", self._file, "-q", "-z", "io,phs", stdout=PIPE, stderr=DEVNULL
         )
         shown, _ = await tshark.communicate()
-        heading = (
-            f"eastwest {' '.join(self._arguments[:-1])} capture.pcapng; tshark -r capture.pcapng -qz io,phs"
-        )
+        heading = f"eastwest {_CAPTURE} capture.pcapng; tshark -r capture.pcapng -qz io,phs"
         lines = [*said.decode(errors="replace").splitlines(), *shown.decode(errors="replace").splitlines()]
         return ["", heading, *filter(None, lines), ""]

@@ -91,11 +91,20 @@ extern "Python" int ring_buffer_event(void *ctx, void *data, size_t size);
 #define RING_PAGE ...
 #define RING_BEYOND ...
 struct ring { __u64 wake_at; ...; };
-__u64 east_ring_end(struct ring *ring, __u64 from, __u64 mask);
-__u64 east_ring_tail(struct ring *ring);
-void east_ring_free(struct ring *ring, __u64 tail);
-int east_ring_arm(struct ring *ring, __u64 at);
-__u64 east_ring_boundary(struct ring *ring, __u64 from, __u64 limit, __u64 mask, uint64_t *blocks);
+__u64 east_ring_waiting(struct ring *ring);
+int east_ring_arm(struct ring *ring, __u64 backlog);
+__u64 east_ring_pending(struct ring *ring, __u64 mask);
+
+/* rings in the order of time */
+struct merge_cursor { struct ring *ring; ...; };
+struct iovec { void *iov_base; size_t iov_len; };
+struct merge { __u64 mask; __u64 left; __u32 first; struct iovec pieces[...]; ...; };
+struct merge_limits { __u64 old; __u64 until; __u64 bytes; };
+int east_merge_look(struct merge *merge, struct merge_cursor *cursors, __u32 count,
+                    const struct merge_limits *limits);
+long east_merge_send(struct merge *merge, int socket);
+size_t east_merge_gather(const struct merge *merge, unsigned char *to, size_t room);
+__u64 east_merge_sent(struct merge *merge, size_t bytes);
 
 /* types */
 struct btf;
@@ -141,7 +150,7 @@ ffi.set_source(
     #include <bpf/bpf.h>
     #include <bpf/btf.h>
     #include <bpf/libbpf.h>
-    #include "reading.h"
+    #include "merging.h"
 
     static struct btf_member *east_btf_members(const struct btf_type *t) { return btf_members(t); }
     static struct btf_array *east_btf_array(const struct btf_type *t) { return btf_array(t); }
@@ -177,7 +186,7 @@ ffi.set_source(
     """,
     libraries=["bpf"],
     include_dirs=["src/eastwest/kernel/include"],
-    depends=["src/eastwest/kernel/include/reading.h", "src/eastwest/kernel/include/ring.h"],
+    depends=[f"src/eastwest/kernel/include/{name}.h" for name in ("merging", "pcapng", "reading", "ring")],
     py_limited_api=True,
 )
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * The tap: writes copies of a workload's packets as complete pcapng blocks into the mapped ring of this CPU, for
- * each order that takes them. User space hands the rings' memory to send() as it is.
+ * each order that takes them. User space hands the rings' memory to sendmsg() as it is.
  *
  * A block never wraps: the last one of a lap runs beyond the ring, lap_end says where it ended, and head goes on at
  * the next lap's start. Head is published with an exchange, which orders it behind the block's bytes; tail is looked

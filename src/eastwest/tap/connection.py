@@ -40,6 +40,11 @@ class Connection:
     def secure(self) -> bool:
         return isinstance(self._socket, ssl.SSLSocket)
 
+    @property
+    def descriptor(self) -> int:
+        """Of the socket that takes what is sent as it is; -1 over TLS."""
+        return -1 if self.secure else self._socket.fileno()
+
     def send(self, data: memoryview) -> int:
         """Hand over what is taken now, and say how much. Over TLS the same again, if it was nothing."""
         try:

@@ -161,7 +161,7 @@ class Delivery:
         try:
             self._connections += 1
             self._connected, self.problem = True, ""
-            self.reader.start(connection.send)
+            self.reader.start(connection.send, connection.descriptor)
             listening = asyncio.create_task(self._listen(connection), name=f"answers of {self._tap}")
             moving = self.reader.run(connection.writable, self._before_moving)
             tasks = [listening, asyncio.create_task(moving, name=f"copies of {self._tap}")]

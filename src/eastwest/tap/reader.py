@@ -1,22 +1,21 @@
-"""Moves a destination's packets from its rings to whoever takes them: whole segments, no packet looked at.
+"""Moves a destination's packets from its rings to whoever takes them: long rows, no packet looked at.
 
-The rings of all CPUs become one pcapng section. Each has its own order in time; between them it is as rough
-as segments are long.
+The rings of all CPUs become one pcapng section, in the order of time. A packet has its time before it is in
+its ring; so the youngest wait a moment for those that are older and not there yet.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from enum import Enum, auto
 
-from eastwest.kernel.rings import Rings, Segment
+from eastwest.kernel.merge import Merge
+from eastwest.kernel.rings import Rings
 from eastwest.tap import pcapng
 from eastwest.tap.pcapng import Interface
 
 Write = Callable[[memoryview], int]
 """Takes bytes as far as it can, without waiting, and says how many. Raises BlockingIOError: none."""
-
-CHUNK = 1 << 20
-"""Bytes offered at a time, so that memory is given back before a long segment is through."""
 
 BUDGET = 8 << 20
 """Bytes moved before others of the same loop have their turn."""
@@ -24,11 +23,18 @@ BUDGET = 8 << 20
 LINGER_SECONDS = 0.01
 """How long packets gather before they are moved: the price of a wake-up is shared by all of them."""
 
+HOLD_SECONDS = 0.001
+"""How old a packet is before it is moved, unless its ring fills up: by then the older ones are there."""
+
+_HOLD = round(HOLD_SECONDS * 1e9)
+_NONE = -1
+
 
 class Left(Enum):
     """What a pump left behind of what there was when it looked."""
 
     NOTHING = auto()
+    YOUNG = auto()
     MORE = auto()
     BLOCKED = auto()
 
@@ -43,11 +49,10 @@ class Reader:
         self._interfaces: list[bytes] = []
         self._told = 0
         self._words = b""
-        self._segment: Segment | None = None
-        self._at = 0
-        self._turn = 0
-        self._left = rings.cpus
+        self._merge = Merge(rings)
+        self._backlog = rings.size // 4
         self._write: Write | None = None
+        self._socket = _NONE
         self._woken = asyncio.Event()
         self._ending = False
         self.sent_packets = 0
@@ -58,48 +63,38 @@ class Reader:
         self._interfaces.append(pcapng.interface(interface))
         return len(self._interfaces) - 1
 
-    def start(self, write: Write) -> None:
-        """Begin a stream that is whole by itself; what was sent of a block to the last one is sent again."""
-        self._write = write
+    def start(self, write: Write, socket: int = _NONE) -> None:
+        """Begin a stream that is whole by itself; what was sent of a packet to the last one is sent again.
+
+        `socket`: the number of one that takes packets from many places at once; `write` takes them otherwise.
+        """
+        self._write, self._socket = write, socket
         self._words = self._section
         self._told = 0
         self._announce()
-        if self._segment:
-            self._at = self._segment.start
+        self._merge.drop()
 
     def _announce(self) -> None:
         new = len(self._interfaces)
         self._words += b"".join(self._interfaces[self._told : new])
         self._told = new
 
-    def _take(self) -> Segment | None:
-        """What is there of the next CPU that has anything; None once each has had its turn."""
-        while self._left:
-            self._left -= 1
-            self._turn = (self._turn + 1) % self._rings.cpus
-            segment = self._rings.segment(self._turn)
-            if segment:
-                self._at = segment.start
-                return segment
-        return None
-
     def pump(self) -> Left:
-        """Move what is there of each CPU, once. Raises OSError where nobody takes it: then `start` again."""
+        """Move what is there, once. Raises OSError where nobody takes it: then `start` again."""
         assert self._write
-        moved = 0
+        moved, old, young = 0, time.time_ns() - _HOLD, False
         try:
             while moved < BUDGET:
-                if self._segment is None:
-                    self._segment = self._take()
-                    self._announce()  # after the look at the ring: what is in the segment is known by now
+                if not self._merge.left:
+                    young = self._look(old, first=not moved)
+                    self._announce()  # after the look at the rings: what is in them is known by now
                 if self._words:
                     sent = self._write(memoryview(self._words))
                     self._words = self._words[sent:]
-                elif self._segment:
-                    sent = self._send(self._segment)
+                elif self._merge.left:
+                    sent = self._send(self._write)
                 else:
-                    self._left = self._rings.cpus
-                    return Left.NOTHING
+                    return Left.YOUNG if young else Left.NOTHING
                 if not sent:
                     return Left.BLOCKED
                 moved += sent
@@ -108,14 +103,20 @@ class Reader:
             return Left.BLOCKED
         return Left.MORE
 
-    def _send(self, segment: Segment) -> int:
-        assert self._write
-        with self._rings.view(segment, self._at, CHUNK) as view:
-            sent = self._write(view)
-        self._at += sent
-        read, packets = self._rings.boundary(segment, self._at)
-        self.sent_packets += packets
-        self._segment = self._rings.free(segment, read)
+    def _look(self, old: int, *, first: bool) -> bool:
+        """Find what is to be moved next; says whether something is too young."""
+        young = self._merge.look() if self._ending else self._merge.look(old)
+        if first and young and not self._merge.left and self._rings.crowded(self._backlog):
+            return self._merge.look()
+        return young
+
+    def _send(self, write: Write) -> int:
+        if self._socket == _NONE:
+            with self._merge.piece() as piece:
+                sent = write(piece)
+        else:
+            sent = self._merge.send(self._socket)
+        self.sent_packets += self._merge.sent(sent)
         return sent
 
     # -- asleep ----------------------------------------------------------------------------------------------
@@ -139,9 +140,11 @@ class Reader:
                 return
             elif self.sent_bytes > before:
                 before = self.sent_bytes
-                await self._until(self._rings.size // 4, LINGER_SECONDS)
+                await self._until(self._backlog, LINGER_SECONDS)
             else:
-                await self._until(0, None)
+                if left is Left.NOTHING:
+                    await self._until(0, None)
+                await self._until(self._backlog, HOLD_SECONDS)
 
     async def _until(self, backlog: int, seconds: float | None) -> None:
         """Until a ring holds more than this, or the time is over."""
