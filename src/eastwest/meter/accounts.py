@@ -168,8 +168,7 @@ class Accounts:
         In pieces of up to `size`: small ones stay in the processor's cache from field to field.
         """
         for start in range(0, len(flows.keys), size):
-            part = slice(start, start + size)
-            yield self._rows(Flows(flows.generation, flows.keys[part], flows.counters[part]), clock_offset)
+            yield self._rows(flows.part(start, start + size), clock_offset)
 
     def _rows(self, flows: Flows, clock_offset: int) -> Held:
         rows = np.zeros(len(flows.keys), FLOW_ROW)

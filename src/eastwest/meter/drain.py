@@ -26,6 +26,10 @@ class Flows:
     keys: NDArray[Any]
     counters: NDArray[Any]
 
+    def part(self, start: int, stop: int | None = None) -> "Flows":
+        """Those from `start` on, up to `stop`."""
+        return Flows(self.generation, self.keys[start:stop], self.counters[start:stop])
+
 
 @dataclass(frozen=True)
 class Cut:

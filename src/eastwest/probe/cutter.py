@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv6Address
 from itertools import chain
 from typing import Any
@@ -34,6 +34,7 @@ from eastwest.probe.lives import Lives, Tally
 log = logging.getLogger(__name__)
 
 ROWS_PER_MESSAGE = 4096
+_STEP = 8 * ROWS_PER_MESSAGE
 WORKLOADS_PER_MESSAGE = 256
 EVIDENCE_PER_MESSAGE = 512
 _ETHERTYPE_LOWEST = 1500
@@ -66,9 +67,13 @@ class Cutter:
         self._registry = registry
         self._evidence = evidence
         self._journal = journal
-        self._waiting: Flows | None = None
+        self._waiting: Cut | None = None
+        self._recorded = journal.number("recorded")
+        """Flows of the cut that waits whose rows are on disk."""
+        self._senders: list[tuple[NDArray[Any], NDArray[Any]]] = []
         self._safe: Flows | None = None
         self._lost = False
+        self._at = time.time_ns()
         self.held = _read_held(journal)
         self.hooks: Counters | None = None
         self.sequence = journal.number("cut")
@@ -128,48 +133,72 @@ class Cutter:
             self._drain.clear(self._safe)
             self._safe = None
 
-    def record(self, cut: Cut | None) -> None:
-        """Put a cut into the outbox. Raises StoreError: then what it read waits for the next call."""
+    def record(self, cut: Cut | None) -> Iterator[None]:
+        """Put a cut into the outbox, a large one in steps: what is there already can be sent between them.
+
+        Raises StoreError: then what is left of it waits for the next call.
+        """
         if cut:
-            self.time = time.time_ns()
-            self.hooks = cut.hooks
-            self._accounts.update(cut.accounts, self.time)
-            self._waiting = cut.flows
+            self._at = time.time_ns()
+            self._accounts.update(cut.accounts, self._at)
+            self._waiting = cut
         self._booking.reconcile()
         if cut:
             self._lost = self._journal.outbox_bytes() > self._config.outbox_max_bytes
             if self._lost:
                 self._accounts.lose(cut.flows)
         if self._waiting:
-            self._record(self._waiting, totals=True)
-            self._safe, self._waiting = self._waiting, None
+            yield from self._record_ahead(self._waiting.flows)
+            self._record(self._waiting.flows, totals=True)
+            self.time, self.hooks = self._at, self._waiting.hooks
+            self._safe, self._waiting = self._waiting.flows, None
             self._lives.after_cut()
 
+    def _record_ahead(self, flows: Flows) -> Iterator[None]:
+        """All of a large cut but its last rows, in transactions of their own.
+
+        Killed in between: the next probe reads the same half, which nobody writes, in the same order, and
+        goes on behind what is recorded.
+        """
+        while not self._lost and len(flows.keys) - self._recorded > _STEP:
+            done = self._recorded + _STEP
+            rows = self._accounts.rows(flows.part(self._recorded, done), _clock_offset(), ROWS_PER_MESSAGE)
+            parts = [self._accounts.release(part) for part in rows]
+            if any(len(kept.rows) for _, kept in parts):
+                return  # what is held is written with the rest, at once
+            with self._journal.transaction():
+                senders = [self._send_flows(ready) for ready, _ in parts]
+                self._journal.set_number("recorded", done)
+            self._recorded = done
+            self._senders += senders
+            yield
+
     def _record(self, flows: Flows, totals: bool = False) -> None:
-        offset = time.time_ns() - time.monotonic_ns()
-        fresh = iter(()) if self._lost else self._accounts.rows(flows, offset, ROWS_PER_MESSAGE)
-        waiting, senders = [], []
+        rest, offset = flows.part(self._recorded), _clock_offset()
+        fresh = iter(()) if self._lost else self._accounts.rows(rest, offset, ROWS_PER_MESSAGE)
+        waiting, senders = [], [*self._senders]
         with self._journal.transaction():
             for part in chain(self.held.parts(ROWS_PER_MESSAGE), fresh):
                 ready, kept = self._accounts.release(part)
-                waiting.append(kept)
+                if len(kept.rows):
+                    waiting.append(kept)
                 if len(ready):
-                    self._send(FLOWS, ready.tobytes(), sum_by_label(ready))
-                    senders.append(_senders(ready))
-            held = Held.joined([part for part in waiting if len(part.rows)])
+                    senders.append(self._send_flows(ready))
+            held = Held.joined(waiting)
             self._note_addresses(senders)
             if totals:
                 self._send_evidence(offset)
                 self._lives.keep_counts()
                 self._send_state(flows=bool(senders))
             self._journal.hold(_held_blobs(held))
+            self._journal.set_number("recorded", 0)
             self._journal.set_number("drained", flows.generation + 1)
-        self.held = held
+        self.held, self._recorded, self._senders = held, 0, []
         if totals:
             self._accounts.sent()
             self._evidence.sent()
             self._registry.told()
-            self._registry.forget_gone(self.time - _REMEMBERED)
+            self._registry.forget_gone(self._at - _REMEMBERED)
             self.sequence = self._journal.number("cut")
             self.ledger = self._lives.ledger()
 
@@ -191,6 +220,11 @@ class Cutter:
             self._send(TOTALS, changed[start : start + ROWS_PER_MESSAGE].tobytes(), {})
         self._journal.set_number("cut", self._journal.number("sequence"))
 
+    def _send_flows(self, rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Into the outbox; who sent, as `_senders` has it."""
+        self._send(FLOWS, rows.tobytes(), sum_by_label(rows))
+        return _senders(rows)
+
     def _send(self, kind: str, payload: bytes, packets: dict[int, int]) -> None:
         sequence = self._journal.take("sequence")
         subject = f"{kind}.{self._config.host}"
@@ -206,7 +240,12 @@ class Cutter:
         for label in _runs(labels):
             # One that sends from more at a time makes them up; no more are remembered anyway.
             addresses = _addresses(sources[label][:ADDRESSES_KEPT])
-            self._registry.saw_addresses(int(labels[label.start]), addresses, self.time)
+            self._registry.saw_addresses(int(labels[label.start]), addresses, self._at)
+
+
+def _clock_offset() -> int:
+    """Unix less monotonic, ns."""
+    return time.time_ns() - time.monotonic_ns()
 
 
 def _senders(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -277,4 +316,5 @@ def close_boot(journal: Journal, host: str, boot: int) -> None:
             journal.send(Outgoing(boot, sequence, f"{FLOWS}.{host}", rows.tobytes(), sum_by_label(rows)))
         journal.hold([])
         journal.drop_accounts()
+        journal.set_number("recorded", 0)
         journal.set_number("drained", 0)

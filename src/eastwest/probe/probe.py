@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Self
 
 import msgspec
@@ -51,6 +52,7 @@ from eastwest.probe.evidence import EvidenceReader
 from eastwest.probe.journal import Journal
 from eastwest.probe.lives import Lives, Tally
 from eastwest.probe.outbox import Outbox
+from eastwest.probe.recording import Recording
 from eastwest.probe.suspectfiles import SuspectFiles
 from eastwest.probe.suspects import Suspects
 from eastwest.probe.taps import StandingTaps
@@ -183,6 +185,7 @@ class Probe:
             evidence=self._evidence,
             journal=self._journal,
         )
+        self._recording = Recording(self._cutter, self._outbox, partial(self._problem, "journal"))
 
     def _check_host_boot(self) -> None:
         """After a power cut the disk may be behind what was told to the fleet."""
@@ -281,7 +284,7 @@ class Probe:
                     async with asyncio.timeout(max(due - time.monotonic(), 0)):
                         await self._cut_due.wait()
             except asyncio.CancelledError:
-                self._record(self._cutter.cut())
+                self._recording.finish(self._cutter.cut())
                 raise
             await self._inventory.resolve()
             await self._cut_and_record()
@@ -292,7 +295,7 @@ class Probe:
         cut = await self._cut()
         if cut:
             self._suspects.took_effect(changes)
-        self._record(cut)
+        await self._recording.run(cut)
         self._report_due.set()
         await whole(self._cutter.clear)  # while the outbox sends
 
@@ -302,16 +305,8 @@ class Probe:
         try:
             return await asyncio.shield(cut)
         except asyncio.CancelledError:
-            self._record(await cut)
+            self._recording.finish(await cut)
             raise
-
-    def _record(self, cut: Cut | None) -> None:
-        try:
-            self._cutter.record(cut)
-            self._problems["journal"] = None
-        except StoreError as e:
-            self._problem("journal", e)
-        self._outbox.wake()
 
     async def _follow_inventory(self) -> None:
         while True:
@@ -351,10 +346,10 @@ class Probe:
             except (ValueError, RecursionError, msgspec.MsgspecError) as e:
                 self._problem("facts", EastwestError(f"facts of label '{key[:20]}' are refused: {e}"))
 
-    def _problem(self, about: str, error: EastwestError) -> None:
-        if self._problems.get(about) != str(error):
+    def _problem(self, about: str, error: EastwestError | None) -> None:
+        if error and self._problems.get(about) != str(error):
             log.warning("%s", error)
-        self._problems[about] = str(error)
+        self._problems[about] = str(error) if error else None
 
     # -- what it tells -------------------------------------------------------------------------------------
 
