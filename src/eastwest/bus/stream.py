@@ -55,7 +55,8 @@ class Puller:
     async def fetch(self, count: int, size: int, wait: float) -> list[Message]:
         """Up to `count` messages of together up to `size` bytes, oldest first.
 
-        Returns as soon as there is one; [] if none came in `wait` seconds. Raises BusError.
+        Returns as soon as there is one; [] if none came in `wait` seconds (0: if none is there).
+        Raises BusError.
         """
 
         async def pull(client: Client) -> list[Message]:
@@ -64,7 +65,7 @@ class Puller:
             at_once = {"batch": count, "max_bytes": size, "no_wait": True}
             first = {"batch": 1, "expires": int(wait * 1e9)}
             messages = [m async for m in _replies(client, subject, at_once, self._bus.timeout)]
-            if not messages:
+            if not messages and wait:
                 messages = [m async for m in _replies(client, subject, first, wait + self._bus.timeout)]
             return [_from_consumer(m) for m in messages]
 

@@ -99,18 +99,27 @@ class Collector:
         following = asyncio.create_task(self._fetch())
         try:
             while True:
+                # It was fetched as soon as the last group was, perhaps a single message: what has come since
+                # is stored with it, as an insert of many costs little more than one of few.
                 messages = await following
+                messages += await self._fetch(messages)
                 following = asyncio.create_task(self._fetch())
                 await self._take(messages)
         finally:
             following.cancel()
 
-    async def _fetch(self) -> list[Message]:
-        config = self._config
+    async def _fetch(self, before: Sequence[Message] = ()) -> list[Message]:
+        """The next group; with those `before` it, what is there already and fits in one insert with them."""
+        count = self._config.insert_messages - len(before)
+        size = self._config.insert_bytes - sum(len(message.payload) for message in before)
+        if before and (count <= 0 or size <= 0):
+            return []
         while True:
             try:
-                return await self._puller.fetch(config.insert_messages, config.insert_bytes, _FETCH_SECONDS)
+                return await self._puller.fetch(count, size, 0.0 if before else _FETCH_SECONDS)
             except BusError as error:
+                if before:
+                    return []
                 self._report(str(error))
                 await asyncio.sleep(1.0)
 
