@@ -84,6 +84,7 @@ class FakeProbe:
         self.lost: dict[int, int] = {}
         self.held = 0
         self.outbox: list[PendingMessage] = []
+        self.taps: list[str] = []
 
     async def flows(self, labels: list[int], packets: list[int], start: int = START) -> int:
         """Count and publish flows; the message's sequence."""
@@ -143,6 +144,7 @@ class FakeProbe:
             interval_seconds=self.interval, hooks=[HookCount("port", 1, 2, 3, 4)],
             interfaces=[HostInterface("eth0", 10, 20, 1, 2)], malformed={"truncated": 3},
             cost=Cost(1.5, 1000, [ProgramCost("ingress", 10, 99.5)], 0), problems=["none; really"],
+            taps=self.taps,
         )  # fmt: skip
         await self._bus.bucket(HOSTS_BUCKET).put(self.host, msgspec.json.encode(report))
 

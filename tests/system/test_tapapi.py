@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,49 @@ def test_what_became_of_an_order_is_put_together(tmp_path: Path) -> None:
             "balanced": True,
         }]  # fmt: skip
         assert await s.get("ledger/taps", tap="other") == []
+
+    with_site(tmp_path, test)
+
+
+def test_only_hosts_that_a_tap_is_on_are_asked(tmp_path: Path) -> None:
+    """Those of what it selects now, and those that say in their reports that it is there, or was."""
+
+    async def test(s: Site) -> None:
+        asked: Counter[str] = Counter()
+        probes = {host: FakeProbe(s.probe_bus, host) for host in ("h", "g", "i")}
+
+        async def serve(host: str) -> None:
+            async def answer(_: bytes) -> bytes:
+                asked[host] += 1
+                return msgspec.json.encode(msgspec.structs.replace(ANSWER, host=host))
+
+            await s.probe_bus.serve(taps_subject(host), answer)
+
+        for host, probe in probes.items():
+            await serve(host)
+            await probe.report(time.time_ns())
+        await probes["h"].workloads(workload(1, "web"))
+        await probes["g"].workloads(workload(2, "db", service="db", host="g"))
+        await s.settled(2)
+
+        async def alive() -> bool:
+            return sum(host["alive"] for host in await s.get("hosts")) == 3
+
+        await until(alive)
+        await add(s)
+        assert [host["host"] for host in (await s.get("taps/web"))["hosts"]] == ["h"]
+        assert asked == {"h": 1}
+        probes["g"].taps = ["web"]
+        await probes["g"].report(time.time_ns())
+
+        async def both() -> bool:
+            return [host["host"] for host in (await s.get("taps"))[0]["hosts"]] == ["g", "h"]
+
+        await until(both)
+        assert (await s.get("taps/web"))["matched"] == 240
+        assert asked["i"] == 0
+        assert (await s.get("ledger/taps"))[0]["seen_packets"] == 360
+        assert asked["i"] == 1
 
     with_site(tmp_path, test)
 

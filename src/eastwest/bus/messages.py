@@ -320,6 +320,8 @@ class HostReport(msgspec.Struct, frozen=True):
     """What the probe cannot do now, each with its remedy."""
     evidence_lost: int = 0
     """Suspect packets of which evidence was due and found no room; they are counted all the same."""
+    taps: list[str] = []
+    """The orders to copy packets of which this host has something to say."""
 
 
 class PendingMessage(msgspec.Struct, frozen=True):

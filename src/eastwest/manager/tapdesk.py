@@ -2,10 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from eastwest.bus.address import host_port
+from eastwest.bus.messages import Workload
 from eastwest.bus.taps import TapOrder, TapsAnswer
 from eastwest.collector.hub import Subscription
 from eastwest.collector.streams import Streams
@@ -109,7 +110,7 @@ class TapDesk:
         return tapviews.tap(order, [], await self._selected(order))
 
     async def taps(self) -> list[tapmodels.Tap]:
-        """Every order, with what became of it on the hosts that are alive."""
+        """Every order, with what became of it on those of its hosts that are alive."""
         return await self._views(self._orders.all)
 
     async def tap(self, name: str) -> tapmodels.Tap:
@@ -117,22 +118,33 @@ class TapDesk:
         return view
 
     async def _views(self, orders: Sequence[TapOrder]) -> list[tapmodels.Tap]:
-        hosts = self._hosts()
-        answers = await self._orders.ask(hosts) if orders else []
-        refused = {point.label for answer in answers if answer for point in answer.points if point.problem}
+        present = await self._store.present_workloads() if orders else []
+        chosen = [set(views.selected(order.selector, present) or ()) for order in orders]
+        concerned = [self._on(order, labels, present) for order, labels in zip(orders, chosen, strict=True)]
+        hosts = sorted(set().union(*concerned))
+        answers = dict(zip(hosts, await self._orders.ask(hosts), strict=True))
+        refused = {point.label for a in answers.values() if a for point in a.points if point.problem}
         names = await self._store.names(refused) if refused else {}
-        silent = [
-            tapmodels.TapHost(host=host, problem="its probe does not answer")
-            for host, answer in zip(hosts, answers, strict=False)
-            if answer is None
-        ]
         shown = []
-        for order in orders:
-            found = (tapviews.host(order.name, answer, names) for answer in answers if answer)
-            heard = [host for host in found if host]
-            selected, read_at = await self._selected(order), self._read_at(order.name)
-            shown.append(tapviews.tap(order, heard + silent, selected, read_at))
+        for order, labels, on in zip(orders, chosen, concerned, strict=True):
+            told = [self._host(order.name, host, answers[host], names) for host in sorted(on)]
+            heard = [host for host in told if host]
+            shown.append(tapviews.tap(order, heard, len(labels), self._read_at(order.name)))
         return shown
+
+    def _on(self, order: TapOrder, labels: set[int], present: Sequence[Workload]) -> set[str]:
+        """Hosts that a tap is on: those of what it selects, and those that say so in their reports."""
+        there = {workload.host for workload in present if workload.label in labels}
+        alive = [member.report for member in self._fleet.members if member.alive]
+        return {report.host for report in alive if report.host in there or order.name in report.taps}
+
+    @staticmethod
+    def _host(
+        tap: str, host: str, answer: TapsAnswer | None, names: Mapping[int, str]
+    ) -> tapmodels.TapHost | None:
+        if answer is None:
+            return tapmodels.TapHost(host=host, problem="its probe does not answer")
+        return tapviews.host(tap, answer, names)
 
     async def ledger(self, name: str | None) -> list[tapmodels.TapLedgerEntry]:
         """Of all taps that an order or a probe knows, also of such as ended lately; or of one of them."""

@@ -319,6 +319,12 @@ class Copying:
             found += [f"tap '{of.tap}' takes nothing of label {of.label}: {why}" for of, why in points]
         return [problem for problem in (self._own_problem, *found) if problem]
 
+    @property
+    def taps(self) -> set[str]:
+        """Those that run, or have run, or cannot."""
+        troubled = {of.tap for of in self._points.problems} if self._points else set()
+        return {running.tap for running in self._running.values()} | self._past.taps | troubled
+
     def points(self) -> list[TapPoint]:
         """Those there are."""
         return list(self._points.counts()) if self._points else []

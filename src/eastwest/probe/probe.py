@@ -383,6 +383,7 @@ class Probe:
             malformed=self._drain.malformed(),
             cost=self._cost.cost(),
             evidence_lost=self._evidence.lost,
+            taps=self._taps.concerned,
             problems=[problem for problem in problems if problem],
         )
         try:

@@ -63,6 +63,11 @@ class TapPast:
             self.points.pop(next(iter(self._streams)), None)
             del self._streams[next(iter(self._streams))]
 
+    @property
+    def taps(self) -> set[str]:
+        """Those of which there is something."""
+        return {*list(self.points), *self._streams}
+
     def answer(self) -> tuple[list[TapPoint], list[TapStream]]:
         """Of points that are gone, and of streams that are over."""
         return [past_point(*of) for of in list(self.points.items())], list(self._streams.values())

@@ -268,6 +268,12 @@ class StandingTaps:
         found = [*self._problems.values(), *self._copying.problems, *self._refused.values(), *waiting]
         return [problem for problem in found if problem][:_MOST_SHOWN]
 
+    @property
+    def concerned(self) -> list[str]:
+        """The orders of which there is more to say here than that they are followed."""
+        known = self._copying.taps
+        return [*self._refused, *(name for name, tap in self._taps.items() if name in known or tap.problem)]
+
     async def answer(self, _: bytes) -> bytes:
         """What is copied here, as a `TapsAnswer`."""
         waiting = {tap.name: tap.problem for tap in self._taps.values() if tap.problem and not tap.running}
