@@ -16,14 +16,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import machine
 from bench.figures import paired, ratios, spread, sure, table
 from bench.peers import paced
-from bench.place import ADDRESS_B, SINK, Generator, Place, place
+from bench.place import ADDRESS_B, SINK, Generator, Place, neighbours, place
 from bench.site import Site, site
 from eastwest.kernel.netns import inside
 
@@ -153,7 +153,7 @@ def metering(here: Place, directory: Path) -> Iterator[Copier]:
 def eastwest(here: Place, directory: Path, *more: str) -> Iterator[Copier]:
     with site(here.netns, here.host) as where, where.up():
         where.run("tap", "add", "bench", f"name={here.a}", *more)
-        where.until(lambda: _connected(where), "the tap is connected")
+        where.until(lambda: _connected(where) == 1, "the tap is connected")
         yield Copier(list(where.roles().values()), lambda: sorted(directory.glob("*.pcapng")))
         where.run("tap", "rm", "bench")
         for file in (where.state / "captures").rglob("*.pcapng"):
@@ -165,8 +165,9 @@ def segmented(here: Place, directory: Path) -> AbstractContextManager[Copier]:
     return eastwest(here, directory, "--segment")
 
 
-def _connected(where: Site) -> bool:
-    return any(host["connected"] for tap in where.get("taps") for host in tap["hosts"])
+def _connected(where: Site) -> int:
+    """Taps that are."""
+    return sum(any(host["connected"] for host in tap["hosts"]) for tap in where.get("taps"))
 
 
 TOOLS: dict[str, Callable[[Place, Path], AbstractContextManager[Copier]]] = {
@@ -333,12 +334,50 @@ def bulk(here: Place, rounds: int, size: int) -> None:
     table(("tool", "GB/s", "of the bare rate", "CPU s / GB"), rows)
 
 
+def _rates(here: Place, generator: Generator, rounds: int, packets: int) -> list[float]:
+    """Packets a second that reach the sink, at full speed."""
+    found = []
+    for _ in range(rounds):
+        before, start = here.received(here.host, "sink1"), time.perf_counter()
+        generator.send(packets)
+        spent = time.perf_counter() - start
+        found.append((here.received(here.host, "sink1") - before) / spent)
+    return found
+
+
+def elsewhere(here: Place, taps: int, rounds: int, packets: int) -> None:
+    """A metered port without a tap, before, while and after other ports of its host have one each."""
+    settings = f"[tap]\nmost = {taps}\nmemory = {1 << 20}\n"
+    with (
+        neighbours(here, taps) as names,
+        site(here.netns, here.host, settings) as where,
+        where.up(),
+        closing(Generator(here, SINK, FLOWS)) as generator,
+    ):
+        where.until(lambda: len(where.get("workloads")) >= taps + 2, "the workloads are known")
+        found = {"no tap yet": _rates(here, generator, rounds, packets)}
+        for name in names:
+            where.run("tap", "add", name, f"name={name}")
+        where.until(lambda: _connected(where) == taps, "all taps are connected", 300)
+        found[f"{taps} taps elsewhere"] = _rates(here, generator, rounds, packets)
+        for name in names:
+            where.run("tap", "rm", name)
+        where.until(lambda: not where.get("taps"), "all taps are gone", 300)
+        found["none any more"] = _rates(here, generator, rounds, packets)
+    print(f"A metered port without a tap; {rounds} rounds of {packets:,} packets of 114 bytes each.\n")
+    table(
+        ("taps", "k packets/s delivered"),
+        [(name, spread([rate / 1000 for rate in rates], 0)) for name, rates in found.items()],
+    )
+
+
 def main(quick: bool) -> None:
     if lacking := [program for program in PROGRAMS if not shutil.which(program)]:
         raise SystemExit(f"missing: {', '.join(lacking)}; run make bench, which installs them")
     with machine.section("Copying to a file"), place() as here:
         frames(here, 1 if quick else 3, 50_000 if quick else 1_000_000)
         bulk(here, 1 if quick else 5, 200_000_000 if quick else 4_000_000_000)
+        elsewhere(here, 10 if quick else 100, 3 if quick else 15, 50_000 if quick else 300_000)
 
 
 if __name__ == "__main__":

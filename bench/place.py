@@ -117,6 +117,23 @@ def _bridged(here: Place, port: str, mac: bytes) -> None:
     )
 
 
+@contextmanager
+def neighbours(here: Place, count: int) -> Iterator[list[str]]:
+    """More workloads with a port each, which nobody speaks to: their names."""
+    names = [f"{here.host}-{number}" for number in range(count)]
+    try:
+        for number, name in enumerate(names):
+            ip("netns", "add", name)
+            ip(
+                *("-n", here.host, "link", "add", f"q{number}", "up", "type", "veth"),
+                *("peer", "eth0", "netns", name),
+            )
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
 class Generator:
     """Sends UDP of `payload` bytes from workload a, as so many flows, straight from the kernel."""
 
