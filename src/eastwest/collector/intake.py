@@ -8,9 +8,9 @@ with all before it kept.
 import asyncio
 import hmac
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ class Counts(msgspec.Struct):
 class Shared:
     """What all streams of a collector use: its files, the threads that write them, and memory to read into.
 
-    Who writes borrows a buffer, of which there are few, so that streams which wait for the disk hold no more
+    Who writes borrows buffers, of which there are few, so that streams which wait for the disk hold no more
     memory; who does not is done with the common one before anybody else runs.
     """
 
@@ -76,25 +76,28 @@ class Shared:
         self._free: list[bytearray] = []
         self._room = asyncio.Semaphore(_BUFFERS)
 
-    @asynccontextmanager
-    async def buffer(self) -> AsyncIterator[bytearray]:
-        async with self._room:
-            buffer = self._free.pop() if self._free else bytearray(BUFFER_BYTES)
-            try:
-                yield buffer
-            finally:
-                self._free.append(buffer)
+    async def borrow(self) -> bytearray:
+        await self._room.acquire()
+        return self._free.pop() if self._free else bytearray(BUFFER_BYTES)
+
+    def give_back(self, buffer: bytearray) -> None:
+        self._free.append(buffer)
+        self._room.release()
 
     async def write(self, work: Callable[[], None]) -> None:
-        """Do it in a thread; whoever is cancelled meanwhile waits for its end: the buffer is in use."""
-        doing = asyncio.get_running_loop().run_in_executor(self._disk, work)
-        try:
-            await asyncio.shield(doing)
-        except asyncio.CancelledError:
-            while not doing.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait((doing,))
-            raise
+        """Do it in a thread."""
+        await _ended(asyncio.get_running_loop().run_in_executor(self._disk, work))
+
+
+async def _ended(doing: asyncio.Future[None]) -> None:
+    """Whoever is cancelled meanwhile waits for its end all the same: the buffer is in use."""
+    try:
+        await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        while not doing.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((doing,))
+        raise
 
 
 class Opening(NamedTuple):
@@ -150,6 +153,8 @@ class Intake:
         self._others = self._bytes = 0
         self._received = self._told = 0
         self._ending = False
+        self._writing: asyncio.Future[None] | None = None
+        """What was read last, on its way to the file while the next is read."""
 
     async def run(self) -> None:
         """Take what comes, to its end. Raises Malformed, OSError."""
@@ -160,8 +165,11 @@ class Intake:
                 pass
         finally:
             self._ending = True
-            if self._recording.open:  # else nothing waits for a disk
-                await self._shared.write(self._recording.close)
+            try:
+                await self._written()
+            finally:
+                if self._recording.open:  # else nothing waits for a disk
+                    await self._shared.write(self._recording.close)
 
     async def answer(self) -> None:
         """Say for the last time how many packets came. Raises OSError."""
@@ -181,17 +189,23 @@ class Intake:
     async def _turn(self) -> bool:
         """Take what has come, False at the end; no memory is held while there is nothing."""
         while True:
-            if self.order.store:
-                async with self._shared.buffer() as buffer:
-                    received = await self._read(buffer)
-            else:
-                received = await self._read(self._shared.common)
+            received = await (self._read_to_store() if self.order.store else self._read(self._shared.common))
             if received is None:
                 await self._wire.readable()
                 continue
             # Few: wait for more. Many: let others have their turn.
             await asyncio.sleep(_LINGER_SECONDS if received < _LITTLE else 0)
             return received > 0
+
+    async def _read_to_store(self) -> int | None:
+        buffer, before = await self._shared.borrow(), self._writing
+        try:
+            return await self._read(buffer)
+        finally:
+            if self._writing and self._writing is not before:
+                self._writing.add_done_callback(lambda _: self._shared.give_back(buffer))
+            else:
+                self._shared.give_back(buffer)
 
     async def _read(self, buffer: bytearray) -> int | None:
         view, held = memoryview(buffer), len(self._rest)
@@ -212,6 +226,7 @@ class Intake:
             if found.stop is Stop.INCOMPLETE:
                 return bytes(view[at:])
             if found.stop is not Stop.BROKEN:
+                await self._written()  # it knows the interfaces as they are
                 self._words(found.stop, view[at : at + found.length])
                 at += found.length
 
@@ -230,16 +245,28 @@ class Intake:
         self._numbers.learn(self._interfaces)
 
     async def _packets(self, packets: memoryview, found: Walk) -> None:
-        try:
-            if self.order.store:
-                await self._shared.write(partial(self._keep, packets, found))
-            else:
-                self._count(found, 0)
-        finally:  # who is cancelled meanwhile has written all the same
-            if self._hub.readers:
-                self._numbers.learn(self._interfaces)
-                self._numbers.put(packets)
-                self._hub.hand_on(packets, found.packets, self.header.enterprise)
+        await self._written()
+        if self.order.store:
+            self._writing = asyncio.create_task(self._store(packets, found))
+        else:
+            self._count(found, 0)
+            self._hand_on(packets, found)
+
+    async def _store(self, packets: memoryview, found: Walk) -> None:
+        await self._shared.write(partial(self._keep, packets, found))
+        self._hand_on(packets, found)
+
+    async def _written(self) -> None:
+        """Wait until nothing is being written."""
+        writing, self._writing = self._writing, None
+        if writing:
+            await _ended(writing)
+
+    def _hand_on(self, packets: memoryview, found: Walk) -> None:
+        if self._hub.readers:
+            self._numbers.learn(self._interfaces)
+            self._numbers.put(packets)
+            self._hub.hand_on(packets, found.packets, self.header.enterprise)
 
     def _keep(self, packets: memoryview, found: Walk) -> None:
         """In a thread: to the file, and counted there, so that nobody who is cancelled leaves it out."""
