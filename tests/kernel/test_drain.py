@@ -190,8 +190,8 @@ def test_a_socket_of_another_namespace_is_not_counted_at_the_cgroup(
 
 def test_the_kernel_knows_the_map_of_every_look_into_one(meter: Meter) -> None:
     """A map that is a variable costs an indirect call: the compiler makes one of two calls if it can."""
-    for name, program in meter.programs().items():
-        info = Path(f"/proc/self/fdinfo/{program}").read_text()
+    for name in ("port_ingress", "port_egress", "cgroup_ingress", "cgroup_egress"):
+        info = Path(f"/proc/self/fdinfo/{meter.program(name)}").read_text()
         number = info.split("prog_id:")[1].split()[0]
         dump = ["bpftool", "prog", "dump", "xlated", "id", number]
         code = subprocess.run(dump, capture_output=True, check=True, text=True).stdout
