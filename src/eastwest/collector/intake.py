@@ -8,11 +8,12 @@ with all before it kept.
 import asyncio
 import hmac
 import struct
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -25,6 +26,8 @@ from eastwest.collector.wire import Wire
 from eastwest.errors import RefusedError
 from eastwest.kernel.blocks import Malformed, Stop, Walk, Walker
 
+T = TypeVar("T")
+
 BUFFER_BYTES = 1 << 20
 REFUSED = struct.pack("<Q", (1 << 64) - 1)
 """What a probe is told whose tap or key is unknown."""
@@ -36,6 +39,7 @@ _BUFFERS = 8
 _MOST_OTHERS = 1024
 """Blocks of other kinds than ours in one stream: each costs some Python."""
 _LITTLE = 1 << 16
+_POUR_SECONDS = 0.02
 _LINGER_SECONDS = 0.02
 """How long packets gather where they are few: the price of a turn is shared by all of them."""
 
@@ -65,7 +69,7 @@ class Counts(msgspec.Struct):
 class Shared:
     """What all streams of a collector use: its files, the threads that write them, and memory to read into.
 
-    Who writes borrows buffers, of which there are few, so that streams which wait for the disk hold no more
+    Who writes borrows a buffer, of which there are few, so that streams which wait for the disk hold no more
     memory; who does not is done with the common one before anybody else runs.
     """
 
@@ -76,28 +80,25 @@ class Shared:
         self._free: list[bytearray] = []
         self._room = asyncio.Semaphore(_BUFFERS)
 
-    async def borrow(self) -> bytearray:
-        await self._room.acquire()
-        return self._free.pop() if self._free else bytearray(BUFFER_BYTES)
+    @asynccontextmanager
+    async def buffer(self) -> AsyncIterator[bytearray]:
+        async with self._room:
+            buffer = self._free.pop() if self._free else bytearray(BUFFER_BYTES)
+            try:
+                yield buffer
+            finally:
+                self._free.append(buffer)
 
-    def give_back(self, buffer: bytearray) -> None:
-        self._free.append(buffer)
-        self._room.release()
-
-    async def write(self, work: Callable[[], None]) -> None:
-        """Do it in a thread."""
-        await _ended(asyncio.get_running_loop().run_in_executor(self._disk, work))
-
-
-async def _ended(doing: asyncio.Future[None]) -> None:
-    """Whoever is cancelled meanwhile waits for its end all the same: the buffer is in use."""
-    try:
-        await asyncio.shield(doing)
-    except asyncio.CancelledError:
-        while not doing.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait((doing,))
-        raise
+    async def write(self, work: Callable[[], T]) -> T:
+        """Do it in a thread; whoever is cancelled meanwhile waits for its end: the buffer is in use."""
+        doing = asyncio.get_running_loop().run_in_executor(self._disk, work)
+        try:
+            return await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            while not doing.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait((doing,))
+            raise
 
 
 class Opening(NamedTuple):
@@ -151,25 +152,20 @@ class Intake:
         self._numbers = Numbers(hub)
         self._recording = shared.files.recording(order.name, self.header.host)
         self._others = self._bytes = 0
-        self._received = self._told = 0
+        self._received = self._told = self._came = 0
         self._ending = False
-        self._writing: asyncio.Future[None] | None = None
-        """What was read last, on its way to the file while the next is read."""
 
     async def run(self) -> None:
         """Take what comes, to its end. Raises Malformed, OSError."""
         try:
             if self._rest:
-                self._rest = await self._take(memoryview(bytearray(self._rest)))
+                self._rest = await self._take(memoryview(bytearray(self._rest)), len(self._rest))
             while await self._turn():
                 pass
         finally:
             self._ending = True
-            try:
-                await self._written()
-            finally:
-                if self._recording.open:  # else nothing waits for a disk
-                    await self._shared.write(self._recording.close)
+            if self._recording.open:  # else nothing waits for a disk
+                await self._shared.write(self._recording.close)
 
     async def answer(self) -> None:
         """Say for the last time how many packets came. Raises OSError."""
@@ -189,46 +185,72 @@ class Intake:
     async def _turn(self) -> bool:
         """Take what has come, False at the end; no memory is held while there is nothing."""
         while True:
-            received = await (self._read_to_store() if self.order.store else self._read(self._shared.common))
+            if self.order.store:
+                async with self._shared.buffer() as buffer:
+                    received = await self._read(buffer)
+            else:
+                received = await self._read(self._shared.common)
             if received is None:
                 await self._wire.readable()
                 continue
             # Few: wait for more. Many: let others have their turn.
-            await asyncio.sleep(_LINGER_SECONDS if received < _LITTLE else 0)
+            await asyncio.sleep(_LINGER_SECONDS if self._came < _LITTLE else 0)
             return received > 0
-
-    async def _read_to_store(self) -> int | None:
-        buffer, before = await self._shared.borrow(), self._writing
-        try:
-            return await self._read(buffer)
-        finally:
-            if self._writing and self._writing is not before:
-                self._writing.add_done_callback(lambda _: self._shared.give_back(buffer))
-            else:
-                self._shared.give_back(buffer)
 
     async def _read(self, buffer: bytearray) -> int | None:
         view, held = memoryview(buffer), len(self._rest)
         received = self._wire.receive_now(view[held:])
+        self._came = received or 0
         if received:
             view[:held] = self._rest
-            self._rest = await self._take(view[: held + received])
+            self._rest = await self._take(view, held + received)
         return received
 
-    async def _take(self, view: memoryview) -> bytes:
-        """Deal with all that is whole; what is left. Raises Malformed."""
+    async def _take(self, view: memoryview, end: int) -> bytes:
+        """Deal with all that is whole in view[:end]; what is left. Raises Malformed, OSError."""
         at = 0
         while True:
-            found = self._walker.walk(view, at, len(view))
-            if found.end > at:
-                await self._packets(view[at : found.end], found)
+            if self._pours:
+                at, end, found = await self._shared.write(partial(self._pour, view, at, end))
+                self._hand_on(view[at : found.end], found)
+            else:
+                found = self._walker.walk(view, at, end)
+                if found.end > at:
+                    await self._packets(view[at : found.end], found)
             at = found.end
             if found.stop is Stop.INCOMPLETE:
-                return bytes(view[at:])
+                return bytes(view[at:end])
             if found.stop is not Stop.BROKEN:
-                await self._written()  # it knows the interfaces as they are
                 self._words(found.stop, view[at : at + found.length])
                 at += found.length
+
+    @property
+    def _pours(self) -> bool:
+        """Whether packets go to the file and nowhere else. OpenSSL's connections are for one thread only."""
+        return self.order.store and self._wire.plain and not self._hub.readers
+
+    def _pour(self, view: memoryview, at: int, end: int) -> tuple[int, int, Walk]:
+        """In a thread: packets of view[at:end] to the file, and those that come behind them, for a while.
+
+        To have a thread do something costs as much as to read and write half a mebibyte. Returns where the
+        last packets begin, where the view's content ends, and what was found in between. Raises Malformed,
+        OSError.
+        """
+        until = time.monotonic() + _POUR_SECONDS
+        while True:
+            found = self._walker.walk(view, at, end)
+            if found.end > at:
+                self._keep(view[at : found.end], found)
+            if found.stop is not Stop.INCOMPLETE or not self._pours or time.monotonic() > until:
+                return at, end, found
+            rest = bytes(view[found.end : end])
+            at, end = 0, len(rest)
+            view[:end] = rest
+            received = self._wire.receive_now(view[end:])
+            if not received:
+                return at, end, Walk(at, 0, 0, Stop.INCOMPLETE, 0)
+            end += received
+            self._came += received
 
     def _words(self, kind: Stop, block: memoryview) -> None:
         if kind is Stop.SECTION:
@@ -245,25 +267,16 @@ class Intake:
         self._numbers.learn(self._interfaces)
 
     async def _packets(self, packets: memoryview, found: Walk) -> None:
-        await self._written()
-        if self.order.store:
-            self._writing = asyncio.create_task(self._store(packets, found))
-        else:
-            self._count(found, 0)
+        try:
+            if self.order.store:
+                await self._shared.write(partial(self._keep, packets, found))
+            else:
+                self._count(found, 0)
+        finally:  # who is cancelled meanwhile has written all the same
             self._hand_on(packets, found)
 
-    async def _store(self, packets: memoryview, found: Walk) -> None:
-        await self._shared.write(partial(self._keep, packets, found))
-        self._hand_on(packets, found)
-
-    async def _written(self) -> None:
-        """Wait until nothing is being written."""
-        writing, self._writing = self._writing, None
-        if writing:
-            await _ended(writing)
-
     def _hand_on(self, packets: memoryview, found: Walk) -> None:
-        if self._hub.readers:
+        if found.packets and self._hub.readers:
             self._numbers.learn(self._interfaces)
             self._numbers.put(packets)
             self._hub.hand_on(packets, found.packets, self.header.enterprise)

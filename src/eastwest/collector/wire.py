@@ -28,6 +28,11 @@ class Wire:
         for option, value in _KEEPALIVE:
             connected.setsockopt(socket.IPPROTO_TCP, option, value)
 
+    @property
+    def plain(self) -> bool:
+        """No TLS: one thread may receive while another sends."""
+        return not isinstance(self._socket, ssl.SSLSocket)
+
     async def secure(self, context: ssl.SSLContext, server_hostname: str | None = None) -> None:
         """Speak TLS from here on; as the server, unless there is a name to look for. Raises OSError."""
         made = context.wrap_socket(
