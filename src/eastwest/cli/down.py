@@ -28,6 +28,7 @@ _OWN = (
     "relay.json",
     "store",
     "suspect-*.copy",
+    "taps.json*",
 )
 """What eastwest keeps in a state directory. Only this is deleted: the directory may hold more."""
 
