@@ -1,5 +1,6 @@
 """Taps of a test's own, and what it takes to look at what they copied."""
 
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from pathlib import Path
 from eastwest.kernel.netns import inside
 from eastwest.tap.config import TapConfig
 from eastwest.tap.pcapng import ETHERNET, Interface, section
-from eastwest.tap.reader import Left, Reader
+from eastwest.tap.reader import Left, Reader, Write
 from eastwest.tap.taps import CAPTURE, Order, Point, Taps
 from tests.kernel.blocks import Packet, Section, parse
 
@@ -98,3 +99,17 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "did not come true"
         time.sleep(0.001)
+
+
+def by_pieces(seed: int, got: bytearray) -> Write:
+    """Takes any number of bytes at a time, or none."""
+    chance = random.Random(seed)
+
+    def take(data: memoryview) -> int:
+        if chance.random() < 0.3:
+            raise BlockingIOError
+        size = chance.randrange(1, min(len(data), 4000) + 1)
+        got.extend(data[:size])
+        return size
+
+    return take

@@ -21,7 +21,7 @@ from eastwest.tap.reader import Left
 from eastwest.tap.taps import Taps
 from tests.kernel.blocks import Packet, parse
 from tests.kernel.frames import ethernet, ipv4, udp
-from tests.kernel.tapping import LO, SMALL, Tool, balanced, tap_port, tapping
+from tests.kernel.tapping import LO, SMALL, Tool, balanced, by_pieces, tap_port, tapping
 
 HOUR = 3600 * 10**9
 LONG_HOLD = 50_000_000
@@ -75,20 +75,6 @@ class Far:
             self.got += more
         self._far.close()
         return bytes(self.got)
-
-
-def by_pieces(seed: int, got: bytearray) -> reader.Write:
-    """Takes any number of bytes at a time, or none."""
-    chance = random.Random(seed)
-
-    def take(data: memoryview) -> int:
-        if chance.random() < 0.3:
-            raise BlockingIOError
-        size = chance.randrange(1, min(len(data), 4000) + 1)
-        got.extend(data[:size])
-        return size
-
-    return take
 
 
 def numbered(taps: Taps, cpus: Sequence[int], pump: Callable[[], object]) -> int:

@@ -24,7 +24,7 @@ from eastwest.tap.taps import Point, Taps
 from tests.conftest import require, run
 from tests.kernel.blocks import parse
 from tests.kernel.frames import ethernet, ipv4, udp
-from tests.kernel.tapping import LABEL, LO, LOSSES, SERVICE, Tool, balanced, tapping, until
+from tests.kernel.tapping import LABEL, LO, LOSSES, SERVICE, Tool, balanced, by_pieces, tapping, until
 
 BURST = 50
 MILLION = 1_000_000
@@ -245,16 +245,8 @@ def test_a_new_stream_starts_at_a_block_and_tells_all_again(taps: Taps, tool: To
 
 def test_a_taker_of_small_pieces_gets_one_whole_stream(taps: Taps, tool: Tool) -> None:
     """Any number of bytes at a time, blocked in between, while packets come: each once and in order."""
-    chance, got = random.Random(3), bytearray()
-
-    def take(data: memoryview) -> int:
-        if chance.random() < 0.3:
-            raise BlockingIOError
-        size = chance.randrange(1, min(len(data), 4000) + 1)
-        got.extend(data[:size])
-        return size
-
-    tool.reader.start(take)
+    got = bytearray()
+    tool.reader.start(by_pieces(3, got))
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cpus)})
     try:

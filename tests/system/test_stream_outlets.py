@@ -170,26 +170,27 @@ async def test_a_relay(tmp_path: Path) -> None:
 
 @in_loop
 async def test_each_service_to_its_application(tmp_path: Path) -> None:
-    """Of one tap, from two hosts: every application gets its service's packets alone, and one gets all."""
+    """Of one tap, from two hosts: each application gets its service's packets and interfaces, one all."""
     services: tuple[int | None, ...] = (7, 8, None)
     enterprises = {"h1": 32473, "h2": 99}
-    ports = {service: free_port() for service in services}
+    listening = {service: free_port() for service in services}
     got: dict[int | None, list[bytearray]] = {service: [] for service in services}
     relays = [
         RelayConfig(match="web", to=f"127.0.0.1:{port}", service_id=service)
-        for service, port in ports.items()
+        for service, port in listening.items()
     ]
     async with AsyncExitStack() as stack:
-        for service, port in ports.items():
+        for service, port in listening.items():
             await stack.enter_async_context(application(port, got[service]))
         place = await stack.enter_async_context(site(tmp_path, relay=relays))
         await place.tap()
         for host, enterprise in enterprises.items():
             async with Sender.connected(place.streams.to) as sender:
-                await sender.send(pcapng.header(host, "web", KEY, enterprise), pcapng.interface(host))
+                ports = [pcapng.interface(f"{host} {7 + n}") for n in range(3)]
+                await sender.send(pcapng.header(host, "web", KEY, enterprise), *ports)
                 for n in range(300):
                     of = pcapng.own(7 + n % 3, enterprise=enterprise)
-                    await sender.send(pcapng.packet(b"%d" % n, options=of))
+                    await sender.send(pcapng.packet(b"%d" % n, interface=n % 3, options=of))
                 assert await sender.end() == 300
         await place.untap()
         await reading(place, 0)
@@ -203,7 +204,9 @@ async def test_each_service_to_its_application(tmp_path: Path) -> None:
             (stream,) = streams
             assert numbers(bytes(stream)) == wanted * 2
             (section,) = blocks.parse(bytes(stream))
-            assert {section.interfaces[packet.interface].name for packet in section.packets} == {"h1", "h2"}
+            named = [section.interfaces[packet.interface].name for packet in section.packets]
+            assert named == [f"{host} {7 + n % 3}" for host in enterprises for n in wanted]
+            assert {interface.name for interface in section.interfaces} == set(named)
 
 
 @in_loop

@@ -9,10 +9,10 @@ from eastwest.kernel.blocks import (
     ALL,
     LONGEST_PACKET,
     LONGEST_WORDS,
+    Chooser,
     Malformed,
     Stop,
     Walker,
-    of_service,
     renumber,
 )
 from tests.kernel import blocks as independent
@@ -153,9 +153,25 @@ def test_packets_of_a_service() -> None:
     mixed = [block for pair in zip(ours, others, strict=True) for block in pair]
     stream = b"".join([*READY, *mixed])
     start = sum(map(len, READY))
-    assert of_service(stream, start, len(stream), 32473, 7) == (b"".join(ours), 5)
-    assert of_service(stream, start, len(stream), 32473, 9) == (b"", 0)
-    assert of_service(stream, start, start, 32473, 7) == (b"", 0)
+    assert Chooser(7).choose(stream, start, len(stream), 32473, 2) == (b"".join(ours), 5, [0])
+    assert Chooser(9).choose(stream, start, len(stream), 32473, 2) == (b"", 0, [])
+    assert Chooser(7).choose(stream, start, start, 32473, 2) == (b"", 0, [])
+
+
+def test_interfaces_of_a_service_are_numbered_as_they_come() -> None:
+    """From piece to piece the same; those that only others came through have no number."""
+    chooser, told = Chooser(7), []
+    for interfaces, came in ((4, (3, 1, 3)), (4, (1, 0)), (6, (5, 3))):
+        ours = [packet(b"%d" % n, interface=n, options=own(7)) for n in came]
+        others = [packet(b"8", interface=2, options=own(8))] * len(ours)
+        piece = b"".join(block for pair in zip(others, ours, strict=True) for block in pair)
+        chosen, packets, new = chooser.choose(piece, 0, len(piece), 32473, interfaces)
+        told += new
+        (parsed,) = independent.parse(b"".join([section(option(1, b"-")), *[interface("a")] * 6, chosen]))
+        assert [told[p.interface] for p in parsed.packets] == list(came)
+        assert [p.data for p in parsed.packets] == [b"%d" % n for n in came]
+        assert packets == len(came)
+    assert told == [3, 1, 0, 5]
 
 
 def test_renumber() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from eastwest.collector import section
-from eastwest.kernel.blocks import Malformed, Stop, Walker, of_service
+from eastwest.kernel.blocks import Chooser, Malformed, Stop, Walker
 from tests.hostile_streams import hostile
 
 COUNT = int(os.environ.get("EASTWEST_FUZZ_STREAMS", "20000"))
@@ -35,18 +35,20 @@ Found = tuple[int, int, int, str]
 
 def read(stream: memoryview, pieces: list[int]) -> Found:
     """Read a stream whose bytes come in pieces that end at these places, as the collector does."""
-    walker = Walker()
+    walker, chooser = Walker(), Chooser(0)
     at = packets = wire = 0
     for end in pieces:
         while True:
+            known = walker.interfaces
             try:
                 found = walker.walk(stream, at, end)
             except Malformed as error:
                 return at, packets, wire, error.reason
             assert at <= found.end <= end
-            chosen, number = of_service(stream, at, found.end, 0, 0)
+            chosen, number, told = chooser.choose(stream, at, found.end, 0, known)
             assert len(chosen) <= found.end - at
             assert 32 * number <= len(chosen)
+            assert len(told) <= number
             packets, wire, at = packets + found.packets, wire + found.bytes, found.end
             if found.stop is Stop.INCOMPLETE:
                 break

@@ -1,6 +1,7 @@
 """Work that a component does by itself while it is entered, and that never dies unnoticed."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self
@@ -35,15 +36,16 @@ class Background:
             raise failures.exceptions[0] from error
 
 
-class Working:
+class Working(ABC):
     """A component that does nothing but work by itself while it is entered: its `_run`, a Background."""
 
     def __init__(self, task: str) -> None:
         self._work = Background()
         self._task = task
 
+    @abstractmethod
     async def _run(self) -> None:
-        raise NotImplementedError
+        """What it does, for ever."""
 
     async def __aenter__(self) -> Self:
         await self._work.start(self._run(), self._task)

@@ -18,6 +18,7 @@ from eastwest import __version__
 from eastwest.cli import capture
 from eastwest.cli.capturing import CaptureConfig
 from eastwest.cli.client import Api, api_url
+from eastwest.cli.options import ANY_DIRECTION, DIRECTIONS
 from eastwest.cli.render import Row, printable
 from eastwest.cli.tapstream import Brief
 from eastwest.errors import EastwestError, RefusedError
@@ -28,7 +29,6 @@ _ANY = "eastwest"
 
 _FOLDER = re.compile(r"^(?:Personal )?extcap path:\s+(/.+)$", re.MULTILINE | re.IGNORECASE)
 _PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,200}")
-_DIRECTIONS = ("both", "ingress", "egress")
 _LINKS = {True: (1, "EN10MB", "Ethernet"), False: (101, "RAW", "Raw IP")}
 
 
@@ -44,7 +44,7 @@ _LINKS = {True: (1, "EN10MB", "Ethernet"), False: (101, "RAW", "Raw IP")}
 @click.option("--capture", "capturing", is_flag=True, hidden=True)
 @click.option("--fifo", default="", hidden=True)
 @click.option("--selector", default="", hidden=True)
-@click.option("--direction", type=click.Choice(_DIRECTIONS), default=_DIRECTIONS[0], hidden=True)
+@click.option("--direction", type=click.Choice(DIRECTIONS), default=ANY_DIRECTION, hidden=True)
 def command(**said: Any) -> None:
     """List workloads as interfaces in Wireshark and tshark.
 
@@ -145,8 +145,8 @@ def _say_settings(interface: str) -> None:
         "arg {number=1}{call=--direction}{display=Direction}{type=selector}{required=false}"
         "{tooltip=ingress: what the workload receives; egress: what it sends}"
     )
-    for direction in _DIRECTIONS:
-        default = "true" if direction == _DIRECTIONS[0] else "false"
+    for direction in DIRECTIONS:
+        default = "true" if direction == ANY_DIRECTION else "false"
         click.echo(f"value {{arg=1}}{{value={direction}}}{{display={direction}}}{{default={default}}}")
 
 

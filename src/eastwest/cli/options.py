@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
+
+from eastwest.bus.taps import Direction
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,10 +30,12 @@ segment = click.option(
     is_flag=True,
     help="Copies as on the wire: super-packets cut, checksums finished. Costs CPU time.",
 )
+DIRECTIONS: tuple[str, ...] = get_args(Direction)
+ANY_DIRECTION: Direction = "both"
 direction = click.option(
     "--direction",
-    type=click.Choice(["ingress", "egress", "both"]),
-    default="both",
+    type=click.Choice(DIRECTIONS),
+    default=ANY_DIRECTION,
     help="Only what workloads receive (ingress), or send (egress).",
 )
 _LIMITS = (

@@ -216,8 +216,10 @@ class Recording:
         try:
             os.ftruncate(self._file, self._size)
             os.lseek(self._file, self._size, os.SEEK_SET)
-        except OSError:
-            self._file = None  # left to be mended
+        except OSError:  # left to be mended
+            made, self._file = self._file, None
+            with suppress(OSError):
+                os.close(made)
             return
         if not self._size:
             os.close(self._file)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 from eastwest.collector import section
 from eastwest.errors import RefusedError
-from eastwest.kernel.blocks import of_service, renumber
+from eastwest.kernel.blocks import Chooser, renumber
 
 MOST_READERS = 16
 """Of one tap, besides those of the settings."""
@@ -28,6 +28,39 @@ class _Chunk(NamedTuple):
     packets: int
 
 
+class Section:
+    """What readers are told before packets. With the next generation interfaces are numbered anew."""
+
+    def __init__(self, tap: str) -> None:
+        self.block = section.section({"tap": tap})
+        self.interfaces: list[bytes] = []
+        self.generation = 0
+
+    def renew(self) -> None:
+        self.interfaces = []
+        self.generation += 1
+
+
+class _Share:
+    """What there is for readers of one service: its packets, and no interface but those they came through."""
+
+    def __init__(self, tap: str, service: int, of: Section) -> None:
+        self.section = Section(tap)
+        self._service = service
+        self._of = of
+        self._generation = of.generation
+        self._chooser = Chooser(service)
+
+    def choose(self, packets: memoryview, enterprise: int) -> _Chunk:
+        if self._generation != self._of.generation:
+            self._generation, self._chooser = self._of.generation, Chooser(self._service)
+            self.section.renew()
+        interfaces = self._of.interfaces
+        data, count, new = self._chooser.choose(packets, 0, len(packets), enterprise, len(interfaces))
+        self.section.interfaces += [interfaces[number] for number in new]
+        return _Chunk(data, count)
+
+
 class Hub:
     """Gives the interfaces of all streams of a tap numbers in one section, and packets to every reader."""
 
@@ -35,14 +68,12 @@ class Hub:
         self.tap = tap
         self.lost = lost
         """kind of reader → packets, of all taps."""
-        self.generation = 0
-        """Numbers given are good for one section; with the next, all are given anew."""
-        self.interfaces: list[bytes] = []
-        self.section = section.section({"tap": tap})
+        self.section = Section(tap)
         self._numbers: dict[bytes, int] = {}
         self._bytes = 0
         self._reader_bytes = reader_bytes
         self._readers: set[Subscription] = set()
+        self._shares: dict[int, _Share] = {}
         self._ended = False
 
     @property
@@ -54,28 +85,29 @@ class Hub:
         known = self._numbers.get(block)
         if known is not None:
             return known
-        if len(self.interfaces) >= _MOST_INTERFACES or self._bytes + len(block) > _MOST_BYTES:
+        interfaces = self.section.interfaces
+        if len(interfaces) >= _MOST_INTERFACES or self._bytes + len(block) > _MOST_BYTES:
             # Mostly of streams that are gone.
-            self.generation += 1
-            self.interfaces, self._numbers, self._bytes = [], {}, 0
-        self._numbers[block] = len(self.interfaces)
-        self.interfaces.append(block)
+            self.section.renew()
+            interfaces, self._numbers, self._bytes = self.section.interfaces, {}, 0
+        self._numbers[block] = len(interfaces)
+        interfaces.append(block)
         self._bytes += len(block)
         return self._numbers[block]
 
     def hand_on(self, packets: memoryview, count: int, enterprise: int) -> None:
-        """Whole packet blocks whose interfaces have their numbers here; `enterprise`: see `of_service`."""
-        parts: dict[int | None, tuple[bytes, int]] = {}
+        """Whole packet blocks whose interfaces have their numbers here; `enterprise`: see `Chooser`."""
+        parts: dict[int | None, _Chunk] = {}
         for reader in self._readers:
             service = reader.service
             if service not in parts:
                 parts[service] = (
-                    (bytes(packets), count)
+                    _Chunk(bytes(packets), count)
                     if service is None
-                    else of_service(packets, 0, len(packets), enterprise, service)
+                    else self._shares[service].choose(packets, enterprise)
                 )
-            if parts[service][1]:
-                reader.offer(*parts[service])
+            if parts[service].packets:
+                reader.offer(parts[service])
 
     def subscribe(self, kind: str, service: int | None = None) -> "Subscription":
         """A new reader, who gets what comes from now on, of one service or of all.
@@ -84,7 +116,10 @@ class Hub:
         """
         if kind != RELAY and len(self._readers) >= MOST_READERS:
             raise RefusedError(f"{MOST_READERS} read tap {self.tap} already", "end one of them")
-        made = Subscription(self, self._reader_bytes, kind, service)
+        told = self.section
+        if service is not None:
+            told = self._shares.setdefault(service, _Share(self.tap, service, self.section)).section
+        made = Subscription(self, told, self._reader_bytes, kind, service)
         self._readers.add(made)
         if self._ended:
             made.end()
@@ -92,6 +127,8 @@ class Hub:
 
     def leave(self, reader: "Subscription") -> None:
         self._readers.discard(reader)
+        if reader.service is not None and all(one.service != reader.service for one in self._readers):
+            self._shares.pop(reader.service, None)
 
     def end(self) -> None:
         """No more packets will come: readers get what waits for them, and then the end."""
@@ -105,16 +142,16 @@ class Numbers:
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._generation = hub.generation
+        self._generation = hub.section.generation
         self._numbers: array[int] = array("I")
 
     def learn(self, interfaces: Sequence[bytes]) -> None:
         """Have a number for each of the stream's interfaces, in their order."""
-        while self._generation != self._hub.generation or len(self._numbers) < len(interfaces):
-            if self._generation != self._hub.generation:
-                self._generation, self._numbers = self._hub.generation, array("I")
+        while self._generation != self._hub.section.generation or len(self._numbers) < len(interfaces):
+            if self._generation != self._hub.section.generation:
+                self._generation, self._numbers = self._hub.section.generation, array("I")
             number = self._hub.number(interfaces[len(self._numbers)])
-            if self._generation == self._hub.generation:
+            if self._generation == self._hub.section.generation:
                 self._numbers.append(number)
 
     def put(self, packets: memoryview) -> None:
@@ -129,8 +166,9 @@ class Subscription:
     Ends when the tap has. Leave it by `close`, or by `async with`.
     """
 
-    def __init__(self, hub: Hub, room: int, kind: str, service: int | None) -> None:
+    def __init__(self, hub: Hub, told: Section, room: int, kind: str, service: int | None) -> None:
         self._hub = hub
+        self._section = told
         self._room = room
         self.kind = kind
         self.service = service
@@ -156,7 +194,7 @@ class Subscription:
     def begin(self) -> None:
         """Begin anew, with a section; what waits follows, if it is still of that section, or else is lost."""
         waiting = [chunk for chunk in self._queue if chunk.packets]
-        if self._generation != self._hub.generation:
+        if self._generation != self._section.generation:
             self._lose(sum(chunk.packets for chunk in waiting))
             waiting = []
         self._queue.clear()
@@ -168,13 +206,12 @@ class Subscription:
 
     def _announce(self) -> None:
         """What has to be known before the next packet; it always has room, since there is little of it."""
-        hub = self._hub
-        words = b""
-        if self._generation != hub.generation:
-            words, self._generation, self._told = hub.section, hub.generation, 0
-        if self._told < len(hub.interfaces):
-            words += b"".join(hub.interfaces[self._told :])
-            self._told = len(hub.interfaces)
+        told, words = self._section, b""
+        if self._generation != told.generation:
+            words, self._generation, self._told = told.block, told.generation, 0
+        if self._told < len(told.interfaces):
+            words += b"".join(told.interfaces[self._told :])
+            self._told = len(told.interfaces)
         if words:
             self._put(_Chunk(words, 0))
 
@@ -183,13 +220,13 @@ class Subscription:
         self._queued += len(chunk.data)
         self._more.set()
 
-    def offer(self, data: bytes, packets: int) -> None:
+    def offer(self, chunk: _Chunk) -> None:
         """Take it if there is room."""
-        if self._queued + len(data) > self._room:
-            self._lose(packets)
+        if self._queued + len(chunk.data) > self._room:
+            self._lose(chunk.packets)
             return
         self._announce()
-        self._put(_Chunk(data, packets))
+        self._put(chunk)
 
     def _lose(self, packets: int) -> None:
         self.lost += packets

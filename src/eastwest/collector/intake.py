@@ -39,7 +39,10 @@ _BUFFERS = 8
 _MOST_OTHERS = 1024
 """Blocks of other kinds than ours in one stream: each costs some Python."""
 _LITTLE = 1 << 16
+
 _POUR_SECONDS = 0.02
+"""How long a thread keeps a stream for itself; readers and cancellations wait that long at most."""
+
 _LINGER_SECONDS = 0.02
 """How long packets gather where they are few: the price of a turn is shared by all of them."""
 
@@ -89,7 +92,7 @@ class Shared:
             finally:
                 self._free.append(buffer)
 
-    async def write(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[[], T]) -> T:
         """Do it in a thread; whoever is cancelled meanwhile waits for its end: the buffer is in use."""
         doing = asyncio.get_running_loop().run_in_executor(self._disk, work)
         try:
@@ -165,7 +168,7 @@ class Intake:
         finally:
             self._ending = True
             if self._recording.open:  # else nothing waits for a disk
-                await self._shared.write(self._recording.close)
+                await self._shared.in_thread(self._recording.close)
 
     async def answer(self) -> None:
         """Say for the last time how many packets came. Raises OSError."""
@@ -211,7 +214,7 @@ class Intake:
         at = 0
         while True:
             if self._pours:
-                at, end, found = await self._shared.write(partial(self._pour, view, at, end))
+                at, end, found = await self._shared.in_thread(partial(self._pour, view, at, end))
                 self._hand_on(view[at : found.end], found)
             else:
                 found = self._walker.walk(view, at, end)
@@ -269,7 +272,7 @@ class Intake:
     async def _packets(self, packets: memoryview, found: Walk) -> None:
         try:
             if self.order.store:
-                await self._shared.write(partial(self._keep, packets, found))
+                await self._shared.in_thread(partial(self._keep, packets, found))
             else:
                 self._count(found, 0)
         finally:  # who is cancelled meanwhile has written all the same

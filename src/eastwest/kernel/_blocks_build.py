@@ -11,10 +11,11 @@ enum blocks_stop { BLOCKS_INCOMPLETE, BLOCKS_ENOUGH, BLOCKS_SECTION, BLOCKS_INTE
     BLOCKS_BAD_LENGTH, BLOCKS_BAD_TRAILER, BLOCKS_BAD_CAPTURED, BLOCKS_BAD_INTERFACE, BLOCKS_BAD_OPTIONS,
     BLOCKS_BAD_PACKET, BLOCKS_BAD_VERSION, BLOCKS_FOREIGN_ORDER, BLOCKS_NO_SECTION };
 #define BLOCKS_WORDS ...
+#define BLOCKS_UNTOLD ...
 size_t east_blocks_walk(struct blocks *known, const void *buffer, size_t start, size_t end, uint64_t most,
                         int *stop);
 size_t east_blocks_choose(const void *buffer, size_t start, size_t end, uint32_t enterprise, uint32_t service,
-                          void *to, uint64_t *packets);
+                          void *to, uint64_t *packets, uint32_t *numbers, uint32_t *told);
 void east_blocks_renumber(void *buffer, size_t start, size_t end, const uint32_t *numbers);
 """)
 

@@ -120,15 +120,34 @@ class Walker:
             at = found.end + found.length
 
 
-def of_service(buffer: Buffer, start: int, end: int, enterprise: int, service: int) -> tuple[bytes, int]:
-    """A copy of those packets whose own option says this service, and how many they are.
+class Chooser:
+    """Picks the packets of one service out of a stream, and numbers the interfaces that they came through."""
 
-    buffer[start:end] must be packets that a walk passed; `enterprise`: the number that their options have.
-    """
-    found, packets = bytearray(end - start), ffi.new("uint64_t *")
-    memory, to = ffi.from_buffer(buffer), ffi.from_buffer(found)
-    size = int(lib.east_blocks_choose(memory, start, end, enterprise, service, to, packets))
-    return bytes(memoryview(found)[:size]), int(packets[0])
+    def __init__(self, service: int) -> None:
+        self._service = service
+        self._numbers = array("I")
+        self._told, self._packets = ffi.new("uint32_t *"), ffi.new("uint64_t *")
+
+    def choose(
+        self, buffer: Buffer, start: int, end: int, enterprise: int, interfaces: int
+    ) -> tuple[bytes, int, list[int]]:
+        """A copy of those packets whose own option says this service, how many they are, and the interfaces
+        that have their number here since now, by the one in the stream, in order.
+
+        buffer[start:end] must be packets that a walk passed, with no more than so many `interfaces` known;
+        `enterprise`: the number that their options have.
+        """
+        self._numbers.extend([lib.BLOCKS_UNTOLD] * (interfaces - len(self._numbers)))
+        found, told = bytearray(end - start), int(self._told[0])
+        size = int(
+            lib.east_blocks_choose(
+                *(ffi.from_buffer(buffer), start, end, enterprise, self._service),
+                *(ffi.from_buffer(found), self._packets),
+                *(ffi.from_buffer("uint32_t[]", self._numbers), self._told),
+            )
+        )
+        new = [self._numbers.index(number) for number in range(told, self._told[0])]
+        return bytes(memoryview(found)[:size]), int(self._packets[0]), new
 
 
 def renumber(buffer: bytearray | memoryview, start: int, end: int, numbers: "array[int]") -> None:

@@ -25,6 +25,8 @@ enum blocks_sizes {
 	BLOCKS_WORDS = 1 << 16, /* of a block that holds no packet */
 };
 
+#define BLOCKS_UNTOLD UINT32_MAX /* the number of an interface that has none */
+
 enum blocks_stop {
 	BLOCKS_INCOMPLETE, /* what follows is not all there */
 	BLOCKS_ENOUGH,	   /* so many packets were asked for */
@@ -210,18 +212,27 @@ static int blocks_of_service(const unsigned char *at, uint32_t enterprise, uint3
 	return 0;
 }
 
-/* Copy to `to` those packets, which a walk has passed, that are of a service. Returns their bytes. */
+/*
+ * Copy to `to` those packets, which a walk has passed, that are of a service, with the interface numbers that they
+ * have among themselves: numbers[old], BLOCKS_UNTOLD until the first packet, when it is the next of `told`. Returns
+ * their bytes.
+ */
 static size_t east_blocks_choose(const void *buffer, size_t start, size_t end, uint32_t enterprise, uint32_t service,
-				 void *to, uint64_t *packets)
+				 void *to, uint64_t *packets, uint32_t *numbers, uint32_t *told)
 {
 	const unsigned char *at = (const unsigned char *)buffer + start;
 	const unsigned char *last = (const unsigned char *)buffer + end;
 	unsigned char *next = to;
 
 	for (*packets = 0; at < last; at += blocks_word(at + 4)) {
+		uint32_t *number = &numbers[blocks_word(at + 8)];
+
 		if (!blocks_of_service(at, enterprise, service))
 			continue;
+		if (*number == BLOCKS_UNTOLD)
+			*number = (*told)++;
 		memcpy(next, at, blocks_word(at + 4));
+		memcpy(next + 8, number, sizeof(*number));
 		next += blocks_word(at + 4);
 		++*packets;
 	}
