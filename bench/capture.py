@@ -36,6 +36,8 @@ FRAMES = {64: 22, 1514: 1472}
 PROGRAMS = ("tcpdump", "dumpcap", "netsniff-ng", "nc", "capinfos")
 _SETTLE_SECONDS = 2.0
 _CHUNK = 1 << 18
+_AROUND = 128
+"""Bytes in a file around a packet, at most."""
 
 
 @dataclass
@@ -200,6 +202,7 @@ def measure(here: Place, generator: Generator, name: str, packets: int) -> Run:
             directory = Path(text) / str(fast)
             directory.mkdir()
             with TOOLS[name](here, directory) as copier:
+                machine.warm(packets * (generator.length + _AROUND))
                 users = sum(map(machine.user, copier.pids))
                 before, start = here.received(here.host, "sink1"), time.perf_counter()
                 with machine.measured() as usage:
@@ -298,6 +301,7 @@ def _bulk(here: Place, drain: Drain, name: str, size: int) -> Bulk:
     with tempfile.TemporaryDirectory() as text, BULK[name](here, Path(text)):
         with inside(here.path(here.a)):
             connection = socket.create_connection((ADDRESS_B, drain.port))
+        machine.warm(size)
         start = time.perf_counter()
         with machine.measured() as usage, connection:
             for _ in range(size // _CHUNK):

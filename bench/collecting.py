@@ -2,7 +2,7 @@
 
 One stream over loopback as fast as it goes, packets with the options that the kernel gives them. The loop
 has the collector's buffer of 1 MiB and writes to the same disk. Rate: from the first byte until the receiver
-has written all and closes. CPU: the receiving process's.
+has written all and closes. CPU: the receiving process's. Memory for the file is warm (`machine.warm`).
 """
 
 import asyncio
@@ -92,6 +92,7 @@ class Round:
     def _send(self, port: int, chunk: bytes, count: int, pid: int) -> None:
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(pcapng.header("bench", "bench", _KEY) + pcapng.interface("p"))
+            machine.warm(count * len(chunk))
             cpu, start = machine.cpu(pid), time.perf_counter()
             for _ in range(count):
                 connection.sendall(chunk)

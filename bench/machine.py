@@ -1,5 +1,6 @@
 """The machine that is measured on: how busy it is, what a process takes, whether it is quiet enough."""
 
+import mmap
 import os
 import platform
 import signal
@@ -16,6 +17,7 @@ QUIET = 0.08
 _LOOK_SECONDS = 5.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_MADV_POPULATE_WRITE = 23  # include/uapi/asm-generic/mman-common.h
 _IDLE = frozenset({3, 4})  # idle, iowait: columns of /proc/stat
 
 
@@ -84,6 +86,16 @@ def measured(processes: dict[str, int] | None = None) -> Iterator[Usage]:
     yield usage
     usage.cpu, usage.seconds = busy() - before, time.monotonic() - started
     usage.processes = {name: cpu(pid) - theirs[name] for name, pid in pids.items()}
+
+
+def warm(size: int) -> None:
+    """Have so many bytes of free memory at hand, for what is written to files next.
+
+    A virtual machine gives memory that nobody uses back to its host, and each page that the page cache then
+    takes costs several times a copy of it, whoever writes.
+    """
+    with mmap.mmap(-1, size) as memory:
+        memory.madvise(_MADV_POPULATE_WRITE)
 
 
 def idle(seconds: float) -> float:

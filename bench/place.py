@@ -142,6 +142,7 @@ class Generator:
     ) -> None:
         self._here = here
         self._frame = datagram(payload, mac=to)
+        self.length = len(self._frame)
         self._object = Object(compiled("generate"))
         self._object.load()
         variety = _VARIETY.pack(flows, 1, sequential, 0, here.ifindex(here.a, "eth0"), 0)

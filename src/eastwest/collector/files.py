@@ -30,6 +30,9 @@ _DAY = 86400.0
 MOST_FILES = 50_000
 """Of all taps: a stream that comes and goes makes one each time."""
 _ROOMY_BYTES = 2 << 20
+_DIRECT_BYTES = 8 << 20
+"""By how much several streams may be beyond a limit at once, each, since none knows what the others write."""
+_NO_FILE = -1
 
 
 class Files:
@@ -103,16 +106,19 @@ class Files:
             with suppress(OSError):
                 self._mark(path).unlink(missing_ok=True)
 
-    def has_room(self, more: int) -> bool:
-        """Whether the disk would still have its reserve with so many bytes more."""
+    def free(self) -> int:
+        """Bytes that the disk has beyond its reserve; below zero: some of that is gone. Raises OSError."""
         found = os.statvfs(self._config.path)
-        free = found.f_bavail * found.f_frsize
-        least = self._config.min_free_bytes
-        self._roomy = free - more >= least + _ROOMY_BYTES
-        if free - more >= least:
+        return found.f_bavail * found.f_frsize - self._config.min_free_bytes
+
+    def has_room(self, more: int) -> bool:
+        """Whether the disk would still have its reserve with so many bytes more. Raises OSError."""
+        free, least = self.free(), self._config.min_free_bytes
+        self._roomy = free - more >= _ROOMY_BYTES
+        if free >= more:
             return True
         self.report(
-            f"packets are not stored: {free >> 20} MiB are free on the disk of {self._config.path}; "
+            f"packets are not stored: {free + least >> 20} MiB are free on the disk of {self._config.path}; "
             f"make it more than {least >> 20} MiB, or lower [streams] min_free_bytes"
         )
         return False
@@ -185,9 +191,29 @@ class Recording:
         try:
             return self._write(section, interfaces, packets)
         except OSError as error:
-            self._files.report(f"packets are not stored in {self._files.config.path}: {error.strerror}")
-            self._cut()
+            self._failed(error)
             return False
+
+    def _failed(self, error: OSError) -> None:
+        self._files.report(f"packets are not stored in {self._files.config.path}: {error.strerror}")
+        self._cut()
+
+    def direct(self, interfaces: int) -> tuple[int, int]:
+        """The file, for who writes packets of so many interfaces to its end by himself, and how many bytes it
+        may take now: 0 where there is anything else to be seen to, by `write`."""
+        ready = self._file is not None and self._told == interfaces and not self._files.problem
+        if not ready or time.monotonic() >= self._until:
+            return _NO_FILE, 0
+        with suppress(OSError):  # said by the next `write`
+            free = min(self._files.config.rotate_bytes - self._size, self._files.free(), _DIRECT_BYTES)
+            return self._file or _NO_FILE, max(free, 0)
+        return _NO_FILE, 0
+
+    def written(self, size: int, error: int) -> None:
+        """So many bytes were, to what `direct` said, and then there was an error of this number, or 0."""
+        self._size += size
+        if error:
+            self._failed(OSError(error, os.strerror(error)))
 
     def _write(self, section: bytes, interfaces: Sequence[bytes], packets: memoryview) -> bool:
         config = self._files.config

@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 from eastwest.collector import section
 from eastwest.errors import RefusedError
 from eastwest.kernel.blocks import Chooser, renumber
+from eastwest.kernel.pour import Flag
 
 MOST_READERS = 16
 """Of one tap, besides those of the settings."""
@@ -74,6 +75,8 @@ class Hub:
         self._reader_bytes = reader_bytes
         self._readers: set[Subscription] = set()
         self._shares: dict[int, _Share] = {}
+        self.watched = Flag()
+        """Set while anybody reads."""
         self._ended = False
 
     @property
@@ -121,12 +124,14 @@ class Hub:
             told = self._shares.setdefault(service, _Share(self.tap, service, self.section)).section
         made = Subscription(self, told, self._reader_bytes, kind, service)
         self._readers.add(made)
+        self.watched.set(True)
         if self._ended:
             made.end()
         return made
 
     def leave(self, reader: "Subscription") -> None:
         self._readers.discard(reader)
+        self.watched.set(bool(self._readers))
         if reader.service is not None and all(one.service != reader.service for one in self._readers):
             self._shares.pop(reader.service, None)
 

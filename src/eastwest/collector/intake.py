@@ -7,6 +7,7 @@ with all before it kept.
 
 import asyncio
 import hmac
+import os
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
@@ -25,6 +26,7 @@ from eastwest.collector.section import Header
 from eastwest.collector.wire import Wire
 from eastwest.errors import RefusedError
 from eastwest.kernel.blocks import Malformed, Stop, Walk, Walker
+from eastwest.kernel.pour import pour
 
 T = TypeVar("T")
 
@@ -244,16 +246,35 @@ class Intake:
             found = self._walker.walk(view, at, end)
             if found.end > at:
                 self._keep(view[at : found.end], found)
-            if found.stop is not Stop.INCOMPLETE or not self._pours or time.monotonic() > until:
+            left = until - time.monotonic()
+            if found.stop is not Stop.INCOMPLETE or not self._pours or left <= 0:
                 return at, end, found
             rest = bytes(view[found.end : end])
-            at, end = 0, len(rest)
-            view[:end] = rest
-            received = self._wire.receive_now(view[end:])
-            if not received:
+            view[: len(rest)] = rest
+            at, (end, more) = 0, self._stream(view, len(rest), left)
+            if not more:
                 return at, end, Walk(at, 0, 0, Stop.INCOMPLETE, 0)
-            end += received
-            self._came += received
+
+    def _stream(self, view: memoryview, held: int, seconds: float) -> tuple[int, bool]:
+        """Packets behind view[:held] straight to the file. Where the view's content ends then, and whether
+        there may be more to be had now. Raises OSError."""
+        file, most = self._recording.direct(len(self._interfaces))
+        poured = pour(
+            self._walker,
+            self._wire.descriptor,
+            file,
+            most=most,
+            seconds=seconds,
+            stop=self._hub.watched,
+            buffer=view,
+            held=held,
+        )
+        self._came += poured.received
+        self._recording.written(poured.written, poured.write_error)
+        self._count(poured.packets, poured.bytes, poured.unwritten)
+        if poured.read_error:
+            raise OSError(poured.read_error, os.strerror(poured.read_error))
+        return poured.held, not poured.empty
 
     def _words(self, kind: Stop, block: memoryview) -> None:
         if kind is Stop.SECTION:
@@ -274,7 +295,7 @@ class Intake:
             if self.order.store:
                 await self._shared.in_thread(partial(self._keep, packets, found))
             else:
-                self._count(found, 0)
+                self._count(found.packets, found.bytes, 0)
         finally:  # who is cancelled meanwhile has written all the same
             self._hand_on(packets, found)
 
@@ -288,11 +309,11 @@ class Intake:
         """In a thread: to the file, and counted there, so that nobody who is cancelled leaves it out."""
         stored = self._recording.write(self.header.section, self._interfaces, packets)
         self.counts.files += self._recording.take_new()
-        self._count(found, 0 if stored else found.packets)
+        self._count(found.packets, found.bytes, 0 if stored else found.packets)
 
-    def _count(self, found: Walk, not_stored: int) -> None:
-        self.counts.packets += found.packets
-        self.counts.bytes += found.bytes
-        self._received += found.packets
+    def _count(self, packets: int, wire_bytes: int, not_stored: int) -> None:
+        self.counts.packets += packets
+        self.counts.bytes += wire_bytes
+        self._received += packets
         if not_stored:
             self.counts.lost[DISK] = self.counts.lost.get(DISK, 0) + not_stored

@@ -33,6 +33,11 @@ class Wire:
         """No TLS: one thread may receive while another sends."""
         return not isinstance(self._socket, ssl.SSLSocket)
 
+    @property
+    def descriptor(self) -> int:
+        """The socket's, for who receives from it by himself."""
+        return self._socket.fileno()
+
     async def secure(self, context: ssl.SSLContext, server_hostname: str | None = None) -> None:
         """Speak TLS from here on; as the server, unless there is a name to look for. Raises OSError."""
         made = context.wrap_socket(

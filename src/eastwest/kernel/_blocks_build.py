@@ -1,4 +1,4 @@
-"""Declares the walk over pcapng blocks: a binding of its own, since who reads streams needs no libbpf."""
+"""Declares what reads streams of pcapng blocks: a binding of its own, since who does needs no libbpf."""
 
 import cffi
 
@@ -17,13 +17,19 @@ size_t east_blocks_walk(struct blocks *known, const void *buffer, size_t start, 
 size_t east_blocks_choose(const void *buffer, size_t start, size_t end, uint32_t enterprise, uint32_t service,
                           void *to, uint64_t *packets, uint32_t *numbers, uint32_t *told);
 void east_blocks_renumber(void *buffer, size_t start, size_t end, const uint32_t *numbers);
+
+struct pour { int from; int to; uint64_t most; uint64_t until; const int *stop; unsigned char *room;
+    size_t size; };
+struct poured { size_t held; uint64_t received; uint64_t written; uint64_t packets; uint64_t bytes;
+    uint64_t unwritten; int empty; int read_error; int write_error; };
+void east_pour(struct blocks *known, const struct pour *pour, struct poured *done);
 """)
 
 ffi.set_source(
     "eastwest.kernel._blocks",
-    '#include "blocks.h"',
+    '#include "pour.h"',
     include_dirs=["src/eastwest/kernel/include"],
-    depends=["src/eastwest/kernel/include/blocks.h", "src/eastwest/kernel/include/pcapng.h"],
+    depends=[f"src/eastwest/kernel/include/{name}.h" for name in ("blocks", "pcapng", "pour")],
     py_limited_api=True,
 )
 

@@ -6,7 +6,7 @@ be hostile; nothing that it passes makes a reader of pcapng give up the file.
 
 from array import array
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from eastwest.errors import RefusedError
 from eastwest.kernel._blocks import ffi, lib
@@ -76,13 +76,13 @@ class Walker:
     """Follows one stream. `longest`: bytes of the longest packet block that is taken."""
 
     def __init__(self, longest: int = LONGEST_PACKET) -> None:
-        self._known = ffi.new("struct blocks *", {"longest": longest})
+        self.state: Any = ffi.new("struct blocks *", {"longest": longest})
         self._stop = ffi.new("int *")
 
     @property
     def interfaces(self) -> int:
         """How many the section has told of so far."""
-        return int(self._known.interfaces)
+        return int(self.state.interfaces)
 
     def walk(self, buffer: Buffer, start: int, end: int, most: int = ALL) -> Walk:
         """Pass over at most `most` packets that are whole in buffer[start:end], up to another kind of block.
@@ -91,7 +91,7 @@ class Walker:
         """
         if not 0 <= start <= end <= len(buffer):
             raise ValueError(f"{start}:{end} is not within {len(buffer)} bytes")
-        known = self._known
+        known = self.state
         place = int(lib.east_blocks_walk(known, ffi.from_buffer(buffer), start, end, most, self._stop))
         reason = _BROKEN.get(self._stop[0])
         if reason and place == start:

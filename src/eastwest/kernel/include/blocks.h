@@ -91,8 +91,23 @@ static int blocks_option_fits(uint32_t code, uint32_t length)
 	return 1;
 }
 
+/* Whether these are options as a tap writes them: of a stream nearly all are, and that is told at once. */
+static int blocks_options_of_tap(const unsigned char *at, size_t size)
+{
+	struct epb_tail tail;
+
+	if (size != offsetof(struct epb_tail, length))
+		return 0;
+	memcpy(&tail, at, offsetof(struct epb_tail, length));
+	return !((tail.flags_code ^ EPB_FLAGS) | (tail.flags_length ^ sizeof(tail.flags)) |
+		 (tail.dropcount_code ^ EPB_DROPCOUNT) | (tail.dropcount_length ^ 8) | (tail.custom_code ^ OPT_CUSTOM) |
+		 (tail.custom_length ^ (4 + sizeof(tail.custom))) | tail.end_of_options);
+}
+
 static int blocks_options_fit(const unsigned char *at, const unsigned char *end)
 {
+	if (blocks_options_of_tap(at, end - at))
+		return 1;
 	while (at < end) {
 		/* Whole words, so four bytes are there. */
 		uint16_t code = blocks_half(at), length = blocks_half(at + 2);
