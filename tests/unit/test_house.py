@@ -17,7 +17,7 @@ OWN_SQL = {"probe/journal.py"}
 """The probe's own notes, in a file that nobody else opens: not the store's tables."""
 
 C_MODULES = {"cffi", "ctypes", *(f"eastwest.kernel._{part}" for part in ("blocks", "libbpf", "libpcap"))}
-READING_STREAMS = "eastwest.kernel.blocks"
+READING_STREAMS = ("eastwest.kernel.blocks.", "eastwest.kernel.pour.")
 """Behind the door to the kernel for its C alone: it asks the kernel for nothing."""
 COMPONENTS = {
     "Bus",
@@ -55,7 +55,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def rooms(path: Path) -> set[str]:
     """Packages of eastwest that a file imports from."""
-    modules = [module for module in imports(path) if not module.startswith(f"{READING_STREAMS}.")]
+    modules = [module for module in imports(path) if not module.startswith(READING_STREAMS)]
     found = {module.split(".")[1] for module in modules if module.startswith("eastwest.")}
     return found & {file.stem if file.parent == SOURCE else package(file) for file in FILES}
 

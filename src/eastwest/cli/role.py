@@ -1,6 +1,7 @@
 """What every role's process has in common: its log, and how it is ended."""
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -11,6 +12,9 @@ from typing import Any
 
 _UMASK = 0o077
 """Who talks to whom is nobody else's business: what a role writes is its user's alone."""
+
+_SETTLED_SECONDS = 5.0
+"""After which what a role has made is mostly what it keeps."""
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -45,8 +49,15 @@ async def _until_told(role: Callable[[], Coroutine[Any, Any, None]]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
+    loop.call_later(_SETTLED_SECONDS, _settle)
     try:
         await task
     except asyncio.CancelledError:
         if not told:
             raise
+
+
+def _settle() -> None:
+    """What is there for good is not looked through again and again for what is not."""
+    gc.collect()
+    gc.freeze()

@@ -45,7 +45,7 @@ _LITTLE = 1 << 16
 _POUR_SECONDS = 0.02
 """How long a thread keeps a stream for itself; readers and cancellations wait that long at most."""
 
-_LINGER_SECONDS = 0.02
+_LINGER_SECONDS = 0.1
 """How long packets gather where they are few: the price of a turn is shared by all of them."""
 
 

@@ -21,7 +21,7 @@ void east_blocks_renumber(void *buffer, size_t start, size_t end, const uint32_t
 struct pour { int from; int to; uint64_t most; uint64_t until; const int *stop; unsigned char *room;
     size_t size; };
 struct poured { size_t held; uint64_t received; uint64_t written; uint64_t packets; uint64_t bytes;
-    uint64_t unwritten; int empty; int read_error; int write_error; };
+    uint64_t unwritten; _Bool empty; int read_error; int write_error; };
 void east_pour(struct blocks *known, const struct pour *pour, struct poured *done);
 """)
 

@@ -20,7 +20,7 @@ Write = Callable[[memoryview], int]
 BUDGET = 8 << 20
 """Bytes moved before others of the same loop have their turn."""
 
-LINGER_SECONDS = 0.01
+LINGER_SECONDS = 0.1
 """How long packets gather before they are moved: the price of a wake-up is shared by all of them."""
 
 HOLD_SECONDS = 0.001
@@ -149,13 +149,14 @@ class Reader:
     async def _until(self, backlog: int, seconds: float | None) -> None:
         """Until a ring holds more than this, or the time is over."""
         self._woken.clear()
+        # Not asyncio.timeout, which takes three turns of the loop to end.
+        timer = asyncio.get_running_loop().call_later(seconds, self.wake) if seconds is not None else None
         try:
             if self._rings.arm(backlog):
-                async with asyncio.timeout(seconds):
-                    await self._woken.wait()
-        except TimeoutError:
-            pass
+                await self._woken.wait()
         finally:
+            if timer:
+                timer.cancel()
             self._rings.disarm()
 
     def end(self) -> None:
@@ -164,5 +165,5 @@ class Reader:
         self.wake()
 
     def wake(self) -> None:
-        """The kernel wrote to a ring of a reader that sleeps."""
+        """Sleep no longer: the kernel wrote to a ring, or it was long enough."""
         self._woken.set()
