@@ -1,8 +1,8 @@
 """The collector's way of a stream to a file, beside a loop that does nothing but `recv` and `write`.
 
 One stream over loopback as fast as it goes, packets with the options that the kernel gives them. The loop
-has the collector's buffer of 1 MiB and writes to the same disk. Rate: from the first byte until the receiver
-has written all and closes. CPU: the receiving process's. Memory for the file is warm (`machine.warm`),
+has the collector's buffer of 1 MiB and writes to the same disk. Rate: from the first byte until the
+receiver has written all. CPU: the receiving process's. Memory for the file is warm (`machine.warm`),
 and there is little of it, since it cools down within two seconds.
 """
 
@@ -29,6 +29,7 @@ from eastwest.collector.streams import Streams
 
 PACKETS = (60, 1_400)
 """Bytes of a packet, as small and as large as they are."""
+_LOOK_SECONDS = 0.001
 _KEY, _NO_END = "a-key-of-the-bench", 1 << 50
 RECEIVERS = ("plain", "collector")
 _OPTIONS = pcapng.option(2, bytes(4)) + pcapng.option(4, bytes(8)) + pcapng.option(2989, bytes(20))
@@ -71,6 +72,10 @@ async def collector(directory: Path) -> None:
             await asyncio.to_thread(sys.stdin.read)
 
 
+def _written(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*.pcapng"))
+
+
 class Round:
     """A stream to a receiver: bytes a second, and the receiver's CPU seconds per GB."""
 
@@ -85,21 +90,18 @@ class Round:
             ) as process:
                 assert process.stdin and process.stdout
                 port = int(process.stdout.readline())
-                self._send(port, chunk, count, process.pid)
+                self._send(port, chunk, count, process.pid, Path(directory))
                 process.stdin.close()
-            written = sum(file.stat().st_size for file in Path(directory).rglob("*.pcapng"))
-        assert written >= count * len(chunk), "the receiver has not written all"
 
-    def _send(self, port: int, chunk: bytes, count: int, pid: int) -> None:
+    def _send(self, port: int, chunk: bytes, count: int, pid: int, directory: Path) -> None:
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(pcapng.header("bench", "bench", _KEY) + pcapng.interface("p"))
             machine.warm(count * len(chunk))
             cpu, start = machine.cpu(pid), time.perf_counter()
             for _ in range(count):
                 connection.sendall(chunk)
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(1 << 16):
-                pass
+            while _written(directory) < count * len(chunk):
+                time.sleep(_LOOK_SECONDS)
             spent = time.perf_counter() - start
             cpu = machine.cpu(pid) - cpu
         self.rate = count * len(chunk) / spent
