@@ -201,12 +201,12 @@ class Recording:
     def direct(self, interfaces: int) -> tuple[int, int]:
         """The file, for who writes packets of so many interfaces to its end by himself, and how many bytes it
         may take now: 0 where there is anything else to be seen to, by `write`."""
-        ready = self._file is not None and self._told == interfaces and not self._files.problem
-        if not ready or time.monotonic() >= self._until:
+        file, over = self._file, time.monotonic() >= self._until
+        if file is None or over or self._told != interfaces or self._files.problem:
             return _NO_FILE, 0
         with suppress(OSError):  # said by the next `write`
             free = min(self._files.config.rotate_bytes - self._size, self._files.free(), _DIRECT_BYTES)
-            return self._file or _NO_FILE, max(free, 0)
+            return file, max(free, 0)
         return _NO_FILE, 0
 
     def written(self, size: int, error: int) -> None:

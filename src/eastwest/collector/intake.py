@@ -40,7 +40,8 @@ DISK = "disk"
 _BUFFERS = 8
 _MOST_OTHERS = 1024
 """Blocks of other kinds than ours in one stream: each costs some Python."""
-_LITTLE = 1 << 16
+_LITTLE = 1 << 15
+"""Bytes of a turn. Whoever has filled the window that a connection begins with, 64 KiB, waits for us."""
 
 _POUR_SECONDS = 0.02
 """How long a thread keeps a stream for itself; readers and cancellations wait that long at most."""
