@@ -1,13 +1,13 @@
 """The price list, one question after the other: what each part costs, as bench/RESULTS.md has it.
 
-    python -m bench [--quick] [packets filters wire peers capture collecting rows own query]
+    python -m bench [--quick] [packets filters wire peers capture elsewhere collecting rows own query]
 
 `--quick`: tiny sizes, to see it work; its figures mean nothing.
 """
 
 import sys
 
-from bench import capture, collecting, filters, machine, own, packets, peers, query, rows, wire
+from bench import capture, collecting, elsewhere, filters, machine, own, packets, peers, query, rows, wire
 
 QUESTIONS = {
     "packets": packets.main,
@@ -15,6 +15,7 @@ QUESTIONS = {
     "wire": wire.main,
     "peers": peers.main,
     "capture": capture.main,
+    "elsewhere": elsewhere.main,
     "collecting": collecting.main,
     "rows": rows.main,
     "own": own.main,

@@ -22,13 +22,13 @@ from pathlib import Path
 
 from bench import machine
 from bench.figures import paired, ratios, spread, sure, table
-from bench.peers import paced
-from bench.place import ADDRESS_B, SINK, Generator, Place, neighbours, place
+from bench.place import ADDRESS_B, SINK, Generator, Place, place
 from bench.site import Site, site
 from eastwest.kernel.netns import inside
 
 FLOWS = 1_000
 RATE = 100_000
+RATES = (200_000, 250_000, 300_000, 350_000, 400_000, 500_000)
 BUFFER = 32 << 20
 FRAMES = {64: 22, 1514: 1472}
 """Length of a frame without its checksum → bytes of UDP payload."""
@@ -54,9 +54,11 @@ class Run:
 
     copied: float = 0.0
     busy: float = 0.0
-    """CPU seconds of the machine less idle, per million packets, at RATE."""
+    """CPU seconds of the machine less idle, per million packets, at `rate`."""
     user: float = 0.0
     """Of that the tool's processes in user space."""
+    rate: float = 0.0
+    """Packets a second, about RATE."""
     fastest: float = 0.0
     """Packets a second that left the workload at full speed."""
     copied_fastest: float = 0.0
@@ -155,7 +157,7 @@ def metering(here: Place, directory: Path) -> Iterator[Copier]:
 def eastwest(here: Place, directory: Path, *more: str) -> Iterator[Copier]:
     with site(here.netns, here.host) as where, where.up():
         where.run("tap", "add", "bench", f"name={here.a}", *more)
-        where.until(lambda: _connected(where) == 1, "the tap is connected")
+        where.until(lambda: connected(where) == 1, "the tap is connected")
         yield Copier(list(where.roles().values()), lambda: sorted(directory.glob("*.pcapng")))
         where.run("tap", "rm", "bench")
         for file in (where.state / "captures").rglob("*.pcapng"):
@@ -167,7 +169,7 @@ def segmented(here: Place, directory: Path) -> AbstractContextManager[Copier]:
     return eastwest(here, directory, "--segment")
 
 
-def _connected(where: Site) -> int:
+def connected(where: Site) -> int:
     """Taps that are."""
     return sum(any(host["connected"] for host in tap["hosts"]) for tap in where.get("taps"))
 
@@ -180,6 +182,7 @@ TOOLS: dict[str, Callable[[Place, Path], AbstractContextManager[Copier]]] = {
     "dumpcap → file": dumpcap,
     "netsniff-ng → file": netsniff,
 }
+COPIERS = [name for name in TOOLS if "→" in name]
 BULK = TOOLS | {"eastwest tap --segment → TCP → collector → file": segmented}
 
 
@@ -206,13 +209,14 @@ def measure(here: Place, generator: Generator, name: str, packets: int) -> Run:
                 users = sum(map(machine.user, copier.pids))
                 before, start = here.received(here.host, "sink1"), time.perf_counter()
                 with machine.measured() as usage:
-                    (generator.send if fast else lambda n: paced(generator, n))(packets)
+                    generator.send(packets) if fast else generator.pace(packets, RATE)
                     spent = time.perf_counter() - start
                     time.sleep(_SETTLE_SECONDS)  # what a tool does a little later is its work as well
                 sent = here.received(here.host, "sink1") - before
                 if fast:
                     run.fastest = sent / spent
                 else:
+                    run.rate = sent / spent
                     run.busy = (usage.cpu - idle * usage.seconds) / sent * 1e6
                     run.user = (sum(map(machine.user, copier.pids)) - users) / sent * 1e6
             counted.append(_packets(copier.files()) / sent)
@@ -231,9 +235,11 @@ def frames(here: Place, rounds: int, packets: int) -> None:
 
         paired(rounds, {name: lambda name=name, one=one: one(name) for name in TOOLS})  # type: ignore[misc]
         generator.close()
+        slowest = min(run.rate for found in runs.values() for run in found)
         print(
-            f"Frames of {length:,} bytes, {rounds} rounds of {packets:,} packets at {RATE:,} a second,\n"
-            "then as many as fast as it goes. CPU: the whole machine's, less idle, per million packets.\n"
+            f"Frames of {length:,} bytes, {rounds} rounds of {packets:,} packets at {slowest:,.0f} or more\n"
+            "a second, then as many as fast as it goes. CPU: the whole machine's, less idle,\n"
+            "per million packets.\n"
         )
         _show(runs)
 
@@ -246,7 +252,7 @@ def _show(runs: dict[str, list[Run]]) -> None:
         busy = [run.busy for run in found]
         base = metered if "tap →" in name else bare
         above = [a - b for a, b in zip(busy, base, strict=True)]
-        copied = "→" in name
+        copied = name in COPIERS
         rows.append(
             (
                 name,
@@ -338,41 +344,30 @@ def bulk(here: Place, rounds: int, size: int) -> None:
     table(("tool", "GB/s", "of the bare rate", "CPU s / GB"), rows)
 
 
-def _rates(here: Place, generator: Generator, rounds: int, packets: int) -> list[float]:
-    """Packets a second that reach the sink, at full speed."""
-    found = []
-    for _ in range(rounds):
-        before, start = here.received(here.host, "sink1"), time.perf_counter()
-        generator.send(packets)
-        spent = time.perf_counter() - start
-        found.append((here.received(here.host, "sink1") - before) / spent)
-    return found
+def highest(here: Place, seconds: float) -> None:
+    """Up to what rate of full frames a tool copies all, tried in steps."""
+    with closing(Generator(here, SINK, FLOWS, payload=FRAMES[1514])) as generator:
+        rows = [(name, *_highest(here, generator, name, seconds)) for name in COPIERS]
+    print(f"Full frames at {RATES[0]:,} a second and more, {seconds:g} s each.\n")
+    table(("tool", "all copied at, k packets/s", "of the next rate"), rows)
 
 
-def elsewhere(here: Place, taps: int, rounds: int, packets: int) -> None:
-    """A metered port without a tap, before, while and after other ports of its host have one each."""
-    settings = f"[tap]\nmost = {taps}\nmemory = {1 << 20}\n"
-    with (
-        neighbours(here, taps) as names,
-        site(here.netns, here.host, settings) as where,
-        where.up(),
-        closing(Generator(here, SINK, FLOWS)) as generator,
-    ):
-        where.until(lambda: len(where.get("workloads")) >= taps + 2, "the workloads are known")
-        found = {"no tap yet": _rates(here, generator, rounds, packets)}
-        for name in names:
-            where.run("tap", "add", name, f"name={name}")
-        where.until(lambda: _connected(where) == taps, "all taps are connected", 300)
-        found[f"{taps} taps elsewhere"] = _rates(here, generator, rounds, packets)
-        for name in names:
-            where.run("tap", "rm", name)
-        where.until(lambda: not where.get("taps"), "all taps are gone", 300)
-        found["none any more"] = _rates(here, generator, rounds, packets)
-    print(f"A metered port without a tap; {rounds} rounds of {packets:,} packets of 114 bytes each.\n")
-    table(
-        ("taps", "k packets/s delivered"),
-        [(name, spread([rate / 1000 for rate in rates], 0)) for name, rates in found.items()],
-    )
+def _highest(here: Place, generator: Generator, name: str, seconds: float) -> tuple[str, str]:
+    found = "none"
+    for rate in RATES:
+        packets = round(rate * seconds)
+        with tempfile.TemporaryDirectory() as text:
+            with TOOLS[name](here, Path(text)) as copier:
+                machine.warm(packets * (generator.length + _AROUND))
+                before = here.received(here.host, "sink1")
+                reached = generator.pace(packets, rate)
+                time.sleep(_SETTLE_SECONDS)
+                sent = here.received(here.host, "sink1") - before
+            copied = _packets(copier.files()) / sent
+        if copied < 1:
+            return found, f"{100 * copied:.2f} % ({reached / 1000:,.0f})"
+        found = f"{reached / 1000:,.0f}"
+    return found, "not tried"
 
 
 def main(quick: bool) -> None:
@@ -381,7 +376,7 @@ def main(quick: bool) -> None:
     with machine.section("Copying to a file"), place() as here:
         frames(here, 1 if quick else 3, 50_000 if quick else 1_000_000)
         bulk(here, 1 if quick else 5, 200_000_000 if quick else 4_000_000_000)
-        elsewhere(here, 10 if quick else 100, 3 if quick else 15, 50_000 if quick else 300_000)
+        highest(here, 0.5 if quick else 3)
 
 
 if __name__ == "__main__":

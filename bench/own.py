@@ -12,19 +12,8 @@ from bench.place import SINK, Generator, place
 from bench.site import Site, site
 
 RATE = 10_000
-_BURST = 200
 _FLOWS = 1_000_000
 """So many take longer to come round than a flow stays in the map: each is new."""
-
-
-def churn(generator: Generator, seconds: float) -> int:
-    """New flows at RATE; how many."""
-    start, sent = time.monotonic(), 0
-    while time.monotonic() < start + seconds:
-        generator.send(_BURST)
-        sent += _BURST
-        time.sleep(max(0.0, start + sent / RATE - time.monotonic()))
-    return sent
 
 
 def taken(where: Site, work: str, usage: machine.Usage) -> list[tuple[str, ...]]:
@@ -55,8 +44,8 @@ def main(quick: bool) -> None:
             time.sleep(seconds)
         rows += taken(where, "no traffic", usage)
         with machine.measured(where.roles()) as usage:
-            sent = churn(generator, seconds)
-        rows += taken(where, f"{sent / usage.seconds:,.0f} new flows/s", usage)
+            rate = generator.pace(RATE * seconds, RATE)
+        rows += taken(where, f"{rate:,.0f} new flows/s", usage)
         generator.close()
         print(f"{seconds} s each. CPU of one core; memory resident at the end, 10^6 bytes.\n")
         table(("work", "role", "CPU", "MB"), rows)
