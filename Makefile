@@ -82,8 +82,9 @@ $(VENV)/.packages: Makefile
 $(SETUP): requirements-dev.lock pyproject.toml $(VENV)/.packages
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes requirements-dev.lock
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --compile-bytecode --require-hashes requirements-dev.lock
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m compileall -q src/eastwest # else each start compiles, where PYTHONDONTWRITEBYTECODE is set
 	@touch $@
 
 $(KERNEL)/.built: $(SETUP) setup.py $(wildcard $(KERNEL)/_*_build.py) $(wildcard $(KERNEL)/*.bpf.c $(KERNEL)/include/*.h tests/*/*.bpf.c)

@@ -105,7 +105,7 @@ def test_garbage(tmp_path: Path, content: bytes) -> None:
     accepted(tmp_path / "e.toml", content)
 
 
-@pytest.mark.parametrize("depth", [50, 500, 5_000, 100_000])
+@pytest.mark.parametrize("depth", [50, 500, 5_000, 20_000])
 @pytest.mark.parametrize(
     ("before", "inner", "after"),
     [(b"a = ", b"[", b"]"), (b"probe = ", b"{a=", b"}"), (b"[", b"a.", b"b]"), (b"", b"[", b"]")],

@@ -118,6 +118,8 @@ class Brief(Standing):
         self._order = order | {"store": False, "for": f"{LEASE_SECONDS}s"}
         self._renewing: asyncio.Task[None] | None = None
         self._removed = False
+        self._begun = False
+        """Whether any host has copied for it."""
 
     async def _begin(self) -> Row:
         answer: Row = await self._ask("POST", "taps", self._order)
@@ -139,13 +141,20 @@ class Brief(Standing):
             with suppress(RefusedError):  # what became of it, the stream tells
                 await self._ask("POST", "taps", self._order)
 
+    async def status(self) -> Row | None:
+        answer = await super().status()
+        self._begun |= answer is not None and any(h["points"] or h["matched"] for h in answer["hosts"])
+        return answer
+
     async def ledger(self) -> Row | None:
-        """Once nothing is pending, or when it should be long ago."""
+        """Once nothing is pending, or when it should be long ago; None where no host copied for it."""
         found: Row | None = None
         end = time.monotonic() + SETTLE_SECONDS
         while time.monotonic() < end:
             with suppress(RefusedError):
                 found = await self._account() or found
+                if not found and not self._begun:
+                    break
                 if found and found["balanced"] and not found["pending_packets"]:
                     break
             await asyncio.sleep(_RETRY_SECONDS)

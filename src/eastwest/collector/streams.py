@@ -165,6 +165,11 @@ class Streams:
         """
         return self._hub(tap).subscribe(kind, service)
 
+    def removed(self, tap: str) -> None:
+        """Its order is gone, perhaps before it was seen here: who reads it waits for no first stream."""
+        if tap in self._hubs:
+            self._hubs[tap] = self._hubs[tap][0], 0.0
+
     def own(self, name: str, place: tuple[str, int]) -> None:
         """Tell the probes of another place, host and port, where packets that were copied go through."""
         self._endpoints.set(name, place)

@@ -107,6 +107,8 @@ class TapDesk:
         order = await self._orders.remove(name, self._hosts())
         if name in self._waiting:
             self._waiting.pop(name).close()
+        if self._streams:
+            self._streams.removed(name)
         return tapviews.tap(order, [], await self._selected(order))
 
     async def taps(self) -> list[tapmodels.Tap]:
