@@ -326,6 +326,18 @@ async def test_a_tap_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @in_loop
+async def test_a_tap_that_was_gone_before_it_was_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for its packets is told at once, not when nobody would begin any more."""
+    monkeypatch.setattr(streams, "OPENING_SECONDS", 1e6)
+    async with site(tmp_path) as place, place.streams.subscribe("web") as reader:
+        place.streams.removed("web")
+        async with asyncio.timeout(60):
+            assert blocks.parse(await _read(reader))[0].packets == []
+
+
+@in_loop
 async def test_counts_are_bounded_and_never_fall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of hosts that come and go only some are told of; the totals hold all."""
     monkeypatch.setattr(streams, "MOST_COUNTS", 3)
